@@ -1,0 +1,92 @@
+"""The command line: `python -m interp_edu check 2`, `progress`, `train NAME`, `notebooks`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from interp_edu import CHAPTERS, stem
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0, 1 for wrong answers, 2 for a request that makes no sense."""
+    parser = argparse.ArgumentParser(prog="python -m interp_edu", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("check", help="check your answers to a chapter's exercises")
+    check.add_argument("what", help="a chapter's number, or the path of a notebook")
+    check.add_argument("--seconds", type=float, default=60, help="how long a cell may run (default 60)")
+    commands.add_parser("progress", help="how far you are in each chapter")
+    train = commands.add_parser("train", help="remake a shipped weight file")
+    train.add_argument("name", help="its name in the manifest; `list` shows them")
+    notebooks = commands.add_parser("notebooks", help="remake the notebooks from their sources")
+    notebooks.add_argument("names", nargs="*", help="stems such as ch02 (default: all)")
+    options = parser.parse_args(arguments)
+    try:
+        return {"check": _check, "progress": _progress, "train": _train, "notebooks": _notebooks}[options.command](
+            options
+        )
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        print(error.args[0] if isinstance(error, KeyError) else error, file=sys.stderr)
+        return 2
+
+
+def _exercises(chapter: int) -> Path:
+    """A chapter's notebook of exercises, sought from the current folder upwards."""
+    name = Path("exercises", f"{stem(chapter)}.ipynb")
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / name).exists():
+            return folder / name
+    raise FileNotFoundError(f"{name} is not here: run this from the book's folder, or give the notebook's path")
+
+
+def _check(options: argparse.Namespace) -> int:
+    from interp_edu.checks.report import check_notebook, table
+
+    if options.what.isdigit():
+        if int(options.what) not in CHAPTERS:
+            raise ValueError(f"there is no chapter {options.what}: chapters go from 1 to {max(CHAPTERS)}")
+        path = _exercises(int(options.what))
+    else:
+        path = Path(options.what)
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
+    print(f"{path.name}: running your notebook; this takes some seconds\n", flush=True)
+    lines = check_notebook(path, seconds=options.seconds)
+    print(table(lines))
+    return int(any(line.outcome == "failed" for line in lines))
+
+
+def _progress(options: argparse.Namespace) -> int:
+    from interp_edu.checks.report import check_notebook, counts
+
+    for chapter, topic in CHAPTERS.items():
+        title = f"{chapter:2d}  {topic.replace('_', ' '):<20}"
+        try:
+            path = _exercises(chapter)
+        except FileNotFoundError:
+            print(f"{title}  in preparation")
+            continue
+        lines = check_notebook(path)
+        passed = sum(line.outcome == "passed" for line in lines)
+        print(f"{title}  {'█' * passed}{'░' * (len(lines) - passed)}  {counts(lines)}", flush=True)
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from interp_edu.training import RECIPES, remake
+
+    if options.name == "list":
+        print("\n".join(RECIPES))
+        return 0
+    remake(options.name)
+    return 0
+
+
+def _notebooks(options: argparse.Namespace) -> int:
+    from interp_edu.notebooks import generate
+
+    generate(options.names)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

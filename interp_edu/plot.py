@@ -1,0 +1,77 @@
+"""The book's figures: axes in, axes out. The only module that imports matplotlib.
+
+Colours are Okabe and Ito's, which stay apart for colour-blind readers; what differs in colour differs
+in a label, marker or line style too.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+DIVERGING = "RdBu_r"
+
+STYLE = {
+    "axes.prop_cycle": plt.cycler(color=COLORS),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9.5,
+    "figure.dpi": 150,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+
+
+def subplots(
+    rows: int = 1, columns: int = 1, *, width: float = 7.0, height: float = 2.8, **kwargs: Any
+) -> tuple[Figure, Any]:
+    """A figure in the book's style, `width` by `height` inches, and its axes as matplotlib gives them."""
+    plt.style.use(STYLE)
+    return plt.subplots(rows, columns, figsize=(width, height), **kwargs)
+
+
+def directions(ax: Axes, W: Any, labels: Sequence[str] | None = None, limit: float = 1.6) -> Axes:
+    """Feature directions in two dimensions: an arrow from the origin for each column of W [2, features]."""
+    W = np.asarray(W)
+    ax.axhline(0, color="0.88", linewidth=0.8, zorder=0)
+    ax.axvline(0, color="0.88", linewidth=0.8, zorder=0)
+    for i, (x, y) in enumerate(W.T):
+        color = COLORS[i % len(COLORS)]
+        ax.plot([0, x], [0, y], color=color, linewidth=2, solid_capstyle="round")
+        ax.plot(x, y, "o", color=color, markersize=4.5)
+        if labels and np.hypot(x, y) > 0.15:
+            ax.text(1.17 * x, 1.17 * y, labels[i], ha="center", va="center", color=color, fontweight="bold")
+    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+    return ax
+
+
+def matrix(ax: Axes, values: Any, *, limit: float = 1.0) -> Axes:
+    """A small matrix as a heat map, blue below and red above zero, from -limit to limit, with its numbers."""
+    values = np.asarray(values)
+    ax.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest")
+    ax.spines[:].set_visible(False)
+    for (i, j), value in np.ndenumerate(values):
+        if abs(value) > 0.05:
+            color = "white" if abs(value) > 0.6 * limit else "black"
+            ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=7.5, color=color)
+    return ax
+
+
+def categories(
+    ax: Axes, values: Any, names: Sequence[str], colors: Sequence[str] = tuple(COLORS), **kwargs: Any
+) -> Axes:
+    """A map of whole numbers, one colour each, with a legend below; kwargs go to `pcolormesh` (x and y edges)."""
+    x, y = kwargs.pop("x"), kwargs.pop("y")
+    ax.pcolormesh(x, y, np.asarray(values), cmap=ListedColormap(colors[: len(names)]), vmin=-0.5, vmax=len(names) - 0.5)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in colors[: len(names)]]
+    ax.figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    return ax
