@@ -31,8 +31,8 @@ test: $(VENV)/.full  ## run every test, then every notebook
 	$(PYTEST) tests
 	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout 120 book/notebooks solutions
 
-notebooks: $(VENV)/.full  ## regenerate every notebook from its .md source
-	@$(BIN)/python -m interp_edu notebooks
+notebooks: $(VENV)/.full  ## regenerate the notebooks from their .md sources (ONLY=ch02 for some)
+	@$(BIN)/python -m interp_edu notebooks $(ONLY)
 
 lab: $(VENV)/.full  ## open the exercises in JupyterLab
 	@$(BIN)/jupyter lab exercises

@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check your answers to a chapter's exercises")
     check.add_argument("what", help="a chapter's number, or the path of a notebook")
-    check.add_argument("--seconds", type=float, default=60, help="how long a cell may run (default 60)")
+    check.add_argument("--seconds", type=float, default=60.0, help="how long a cell may run (default 60)")
     commands.add_parser("progress", help="how far you are in each chapter")
     train = commands.add_parser("train", help="remake a shipped weight file")
     train.add_argument("name", help="its name in the manifest; `list` shows them")

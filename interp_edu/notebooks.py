@@ -311,7 +311,8 @@ def write(path: Path, notebook: Notebook, *, keep_edits: bool) -> None:
             if keep_edits:
                 print(f"KEPT       {name} holds somebody's answers. For a fresh copy, rename it and run this again.")
                 return
-            copy = path.with_suffix(".edited.ipynb")
+            copies = (path.with_suffix(f".edited{number}.ipynb") for number in ("", *range(2, 1000)))
+            copy = next(copy for copy in copies if not copy.exists())
             path.rename(copy)
             print(f"saved      {name} had been edited by hand: the old one is now {copy.name}")
     path.write_text(text, encoding="utf-8")

@@ -16,7 +16,7 @@ from typing import TextIO
 import torch
 from torch import Tensor
 
-from interp_edu import superposition, weights
+from interp_edu import superposition, toy_training, weights
 
 Tensors = dict[str, Tensor]
 
@@ -60,7 +60,7 @@ def superposition_sweep() -> Tensors:
         model = superposition.ToyModel.random(SWEEP_SPARSITIES, 400, 30, generator)
         show = progress(f"seed {seed}", steps)
         models.append(
-            superposition.train(model, feature_prob, steps=steps, batch=256, lr=1e-2, generator=generator, on_step=show)
+            toy_training.train(model, feature_prob, steps=steps, batch=256, lr=1e-2, generator=generator, on_step=show)
         )
     W, b = torch.stack([model.W for model in models]), torch.stack([model.b for model in models])
     return {"W": W.half(), "b": b.half(), "feature_prob": density}

@@ -95,7 +95,7 @@ class Judge:
 
     # Running the learner's code
 
-    def call(self, fn: Callable, *args: Any, **kwargs: Any) -> Any:
+    def call(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         """fn's value. It gets copies, so it may change its arguments; whatever it raises fails the check."""
         if not callable(fn):
             self.fail(

@@ -102,6 +102,7 @@ def _run(job: list[tuple[int, str]], seconds: float) -> tuple[list[dict], str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            env=os.environ | {"MPLBACKEND": "agg"},  # no window opens
             start_new_session=True,
         )
         printed = [0]

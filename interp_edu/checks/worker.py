@@ -17,12 +17,6 @@ def main(job: str, out: str) -> None:
 
     from interp_edu.checks import core
 
-    try:  # figures are not wanted here, and a window must not open
-        import matplotlib
-
-        matplotlib.use("agg")
-    except ImportError:
-        pass
     shell = InteractiveShell.instance()
     with open(out, "a", encoding="utf-8") as results:
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from interp_edu import superposition as sp
+from interp_edu.toy_training import loss_gradient
 from tests.checks.bank import Answers
 
 # 2.1 sample_features
@@ -422,7 +423,7 @@ GRADIENT = Answers(
         gradient,
         gradient_by_autograd,
         lambda *a: [g.numpy() for g in gradient(*(t.double() for t in a))],
-        lambda W, b, I, x: tuple(g[0] for g in sp.loss_gradient(W[None], b[None], I[None], x[None])),
+        lambda W, b, I, x: tuple(g[0] for g in loss_gradient(W[None], b[None], I[None], x[None])),
     ],
     wrong=[
         (lambda *a: gradient(*a, factor=1.0), "factor 2"),

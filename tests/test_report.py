@@ -1,0 +1,132 @@
+"""`python -m interp_edu check`: whatever a learner's code does, the report comes, one line for each exercise."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from interp_edu.__main__ import main
+from interp_edu.checks.report import check_notebook, table
+
+ROOT = Path(__file__).parents[1]
+SETUP = "import torch\nfrom interp_edu.checks import superposition as check"
+RIGHT = "def reconstruct(W, b, x):\n    return torch.relu(torch.einsum('ihf,ihg,big->bif', W, W, x) + b)"
+HEAD = "def interference(W):\n    "
+
+
+def notebook(tmp_path, *solutions):
+    """A notebook in which each (name, code) is an exercise with its check."""
+    cells = [nbformat.v4.new_code_cell(SETUP)]
+    for number, (name, code) in enumerate(solutions, start=1):
+        cells.append(nbformat.v4.new_markdown_cell(f"## 9.{number} {name}"))
+        cells.append(nbformat.v4.new_code_cell(code))
+        cells.append(nbformat.v4.new_code_cell(f"check.{name}({name})"))
+    path = tmp_path / "answers.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (HEAD + "raise KeyError('oops')", "KeyError"),
+        (HEAD + "return torch.zeros(", "SyntaxError"),
+        (HEAD + "while True: pass", "loop for ever"),
+        (
+            HEAD + "\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass",
+            "loop",
+        ),
+        (HEAD + "while True: print('x' * 10_000)", "printed more than"),
+        (HEAD + "raise SystemExit", "SystemExit"),
+        (HEAD + "import os; os._exit(3)", "exit code 3"),
+        (HEAD + "return interference(W)", "RecursionError"),
+        (HEAD + "return W * float(input())", "EOFError"),
+        ("import sys\ninterference = ...\nsys.exit(1)", "SystemExit"),
+        ("while True: pass", "loop for ever"),
+        ("", "NameError"),
+    ],
+    ids=[
+        "raises",
+        "syntax",
+        "loops",
+        "catches all",
+        "floods",
+        "exits",
+        "dies",
+        "recurses",
+        "asks",
+        "exits early",
+        "loops early",
+        "deleted",
+    ],
+)
+def test_bad_code_costs_only_its_own_exercise(tmp_path, code, words):
+    path = notebook(tmp_path, ("interference", code), ("reconstruct", RIGHT), ("evidence", "evidence = ..."))
+    first, second, third = check_notebook(path, seconds=4.0)
+    assert (first.title, first.outcome) == ("9.1 interference", "failed")
+    assert words in first.text
+    assert second.outcome == "passed"
+    assert third.outcome == "not attempted"
+
+
+def test_two_fatal_cells_in_one_notebook(tmp_path):
+    die = "def {}(*_):\n    import os; os._exit(3)"
+    path = notebook(
+        tmp_path,
+        ("interference", die.format("interference")),
+        ("reconstruct", RIGHT),
+        ("dimensions_per_feature", die.format("dimensions_per_feature")),
+    )
+    assert [line.outcome for line in check_notebook(path)] == ["failed", "passed", "failed"]
+
+
+def test_scratch_cells_do_not_matter(tmp_path):
+    path = notebook(tmp_path, ("reconstruct", RIGHT))
+    book = nbformat.read(path, as_version=4)
+    book.cells.insert(1, nbformat.v4.new_code_cell("1 / 0"))
+    book.cells.append(nbformat.v4.new_code_cell("%time _ = reconstruct"))
+    nbformat.write(book, path)
+    assert [line.outcome for line in check_notebook(path)] == ["passed"]
+
+
+def test_stubs_are_not_attempted_and_solutions_pass():
+    """The mirror: what is handed out fails nothing, and what is given as a solution passes."""
+    stems = sorted(path.stem for path in (ROOT / "solutions").glob("*.ipynb"))
+    assert stems
+    for stem in stems:
+        untouched = check_notebook(ROOT / "exercises" / f"{stem}.ipynb")
+        assert {line.outcome for line in untouched} == {"not attempted"}, table(untouched)
+        solved = check_notebook(ROOT / "solutions" / f"{stem}.ipynb")
+        assert {line.outcome for line in solved} == {"passed"}, table(solved)
+        assert len(solved) == len(untouched) >= 6
+
+
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    path = notebook(tmp_path, ("reconstruct", RIGHT.replace("+ b", "- b")))
+    assert main(["check", str(path)]) == 1
+    shown = capsys.readouterr().out
+    assert "✗ 9.1 reconstruct  failed" in shown
+    assert "its sign is +" in shown
+    assert main(["check", "99"]) == 2
+    assert "chapters go from 1 to 12" in capsys.readouterr().err
+    assert main(["check", str(tmp_path / "none.ipynb")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    (tmp_path / "broken.ipynb").write_text("{")
+    assert main(["check", str(tmp_path / "broken.ipynb")]) == 2
+    assert "not a notebook any more" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "2"]) == 2
+    assert "run this from the book's folder" in capsys.readouterr().err
+    assert main(["train", "nothing"]) == 2
+    assert "there are: superposition_sweep" in capsys.readouterr().err
+
+
+def test_progress_shows_every_chapter():
+    done = subprocess.run([sys.executable, "-m", "interp_edu", "progress"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 12
+    assert "superposition" in done.stdout
+    assert "11 not attempted" in done.stdout
+    assert "in preparation" in done.stdout
