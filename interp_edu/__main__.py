@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from interp_edu import CHAPTERS, stem
+from interp_edu.notebooks import REPO
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,20 +36,24 @@ def _exercises(chapter: int) -> Path:
     for folder in (Path.cwd(), *Path.cwd().parents):
         if (folder / name).exists():
             return folder / name
+    if not (REPO / name).exists():
+        raise FileNotFoundError(f"chapter {chapter} has no exercises yet: it is in preparation")
     raise FileNotFoundError(f"{name} is not here: run this from the book's folder, or give the notebook's path")
 
 
 def _check(options: argparse.Namespace) -> int:
     from interp_edu.checks.report import check_notebook, table
 
-    if options.what.isdigit():
+    if options.what.isdecimal():
         if int(options.what) not in CHAPTERS:
             raise ValueError(f"there is no chapter {options.what}: chapters go from 1 to {max(CHAPTERS)}")
         path = _exercises(int(options.what))
     else:
         path = Path(options.what)
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist")
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not a file")
+        if path.suffix != ".ipynb":
+            raise ValueError(f"{path} is not a notebook: give a chapter's number or a file that ends in .ipynb")
     print(f"{path.name}: running your notebook; this takes some seconds\n", flush=True)
     lines = check_notebook(path, seconds=options.seconds)
     print(table(lines))
@@ -58,14 +63,13 @@ def _check(options: argparse.Namespace) -> int:
 def _progress(options: argparse.Namespace) -> int:
     from interp_edu.checks.report import check_notebook, counts
 
+    published = [chapter for chapter in CHAPTERS if (REPO / "exercises" / f"{stem(chapter)}.ipynb").exists()]
     for chapter, topic in CHAPTERS.items():
         title = f"{chapter:2d}  {topic.replace('_', ' '):<20}"
-        try:
-            path = _exercises(chapter)
-        except FileNotFoundError:
+        if chapter not in published:
             print(f"{title}  in preparation")
             continue
-        lines = check_notebook(path)
+        lines = check_notebook(_exercises(chapter))
         passed = sum(line.outcome == "passed" for line in lines)
         print(f"{title}  {'█' * passed}{'░' * (len(lines) - passed)}  {counts(lines)}", flush=True)
     return 0

@@ -19,7 +19,7 @@ from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
-CHECK_CALL = re.compile(r"^check\.(\w+)\(", re.MULTILINE)
+CHECK_CALL = re.compile(r"^[ \t]*(?:_ = )?check\.(\w+)\(", re.MULTILINE)
 GLUE = re.compile(r"\{glue:text\}`(\w+)(?::([^`\s]+))?`")
 INCLUDE = re.compile(r"```\{literalinclude\} (\S+)\n:pyobject: (\w+)\n```")
 Notebook = dict[str, Any]

@@ -22,10 +22,10 @@ from torch import Generator, Tensor
 def sample_features(
     batch: int, feature_prob: Float[Tensor, "instances features"], generator: Generator | None = None
 ) -> Float[Tensor, "batch instances features"]:
-    """Independent sparse features: zero, or with probability p uniform in (0, 1].
+    """Independent sparse features: zero, or with probability p uniform between 0 and 1.
 
     One uniform draw u decides both: below p the feature is active, and given that it is, u / p is
-    itself uniform. (Elhage et al. 2022, "Demonstrating Superposition"; S = 1 - p is their sparsity.)
+    itself uniform in [0, 1). (Elhage et al. 2022, "Demonstrating Superposition"; S = 1 - p is their sparsity.)
 
     >>> sample_features(1024, torch.full((3, 5), 0.1)).shape
     torch.Size([1024, 3, 5])
@@ -198,13 +198,32 @@ def dimensions_per_learned_feature(W: Float[Tensor, "instances hidden features"]
 
 
 def polysemanticity(W: Float[Tensor, "instances neurons features"]) -> Float[Tensor, "instances neurons"]:
-    """Effective number of features a neuron responds to: (sum_i w_i^2)^2 / sum_i w_i^4 over its row of W.
+    """Effective number of features in a neuron's row of W: (sum_i w_i^2)^2 / sum_i w_i^4.
 
-    1 for a neuron of one feature, k for a neuron of k equally strong ones, 0 for a dead neuron. (The
-    participation ratio. It speaks of the basis of neurons; the other measures here do not.)
+    1 for a neuron of one feature, k for a neuron of k equally strong ones, 0 for a dead neuron. Negative
+    weights count too; clamp them away to count only the features that excite it. The measure is the
+    participation ratio of physics, and speaks of the basis of neurons; the other measures here do not.
     """
     w2 = W**2
     return torch.where(w2.sum(-1) > 0, w2.sum(-1) ** 2 / (w2**2).sum(-1), 0.0)
+
+
+def orthogonal_components(
+    W: Float[Tensor, "hidden features"], shortest: float = 0.5, threshold: float = 0.25
+) -> list[Tensor]:
+    """Groups of represented features of one model such that features of different groups hardly overlap.
+
+    Two features longer than `shortest` are in one group if a chain of |cosines| above `threshold` links them.
+    Returns the indices of each group, largest first. A group of 2 in 1 dimension is an antipodal pair, of 5
+    in 2 a pentagon, of 8 in 3 may be a square antiprism. (Elhage et al. 2022 call the whole a tegum product.)
+    """
+    represented = (W.norm(dim=0) > shortest).nonzero().flatten()
+    unit = torch.nn.functional.normalize(W[:, represented], dim=0)
+    linked = (unit.T @ unit).abs() > threshold
+    for _ in range(len(linked).bit_length()):  # chains of length 1, 2, 4, ...
+        linked = (linked.float() @ linked.float()) > 0
+    groups = {tuple(row.nonzero().flatten().tolist()) for row in linked}
+    return [represented[list(group)] for group in sorted(groups, key=lambda group: (-len(group), group))]
 
 
 # Closed forms ------------------------------------------------------------------------------------
@@ -217,7 +236,9 @@ def two_feature_losses(
 
     The importances are 1 and `importance`. A dropped feature is answered by its mean, p/2, which
     leaves its variance p/3 - p^2/4. The antipodal pair is exact unless both features are active
-    (probability p^2); then each is off by the smaller of the two, whose mean square is 1/6.
+    (probability p^2); then each is off by the smaller of the two, whose mean square is 1/6. These are three fixed
+    solutions: unit lengths, and no bias for the pair. Others can cost less, so the losses are upper bounds.
+    (Elhage et al. 2022, "Superposition as a Phase Change", compare the same three; the working is ours.)
     """
     p, I = feature_prob, importance
     variance = p / 3 - p**2 / 4

@@ -54,7 +54,9 @@ def test_an_untouched_stub_is_not_attempted(capsys):
     doubled(stub)
     doubled(...)
     colour({"sky": ...})
-    assert capsys.readouterr().out.count("not attempted yet\n") == 3
+    shown = capsys.readouterr().out
+    assert shown.count("not attempted yet") == 3
+    assert "delete the line `raise NotImplementedError()`" in shown
     assert core.results["colour"][0] == "not attempted"
 
 
@@ -88,7 +90,8 @@ def test_wrong_answers_are_told_what_is_wrong(answer, words):
 
 
 def test_choices():
-    colour({"sky": "blue"})
+    colour({"sky": " Blue"})
+    assert "cannot make sense of this answer" in failure(colour, [3])
     assert "that is the grass" in failure(colour, {"sky": "green"})
     assert "'blue' or 'green'" in failure(colour, {"sky": "grey"})
 

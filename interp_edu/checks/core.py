@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp_edu import CHAPTERS
+
 # The outcome of each exercise's last check in this process, for the report: name -> (outcome, text).
 results: dict[str, tuple[str, str]] = {}
 
@@ -48,24 +50,34 @@ def exercise(section: str) -> Callable:
     """Makes a check out of `check(answer, judge)`; `section` is the heading of the page that explains it."""
 
     def decorate(check: Callable[[Any, "Judge"], None]) -> Callable:
+        topic = check.__module__.rpartition(".")[2]
+        where = next((f'chapter {n}, "{section}"' for n, name in CHAPTERS.items() if name == topic), section)
+
         @functools.wraps(check)
         def run(answer: Any, *, seed: int = 0) -> None:
             name = check.__name__
             try:
                 with torch.random.fork_rng(devices=[]), torch.no_grad():
                     torch.manual_seed(seed)
-                    judge = Judge(name, section, seed)
+                    judge = Judge(name, where, seed)
                     _still_open(answer, judge)
                     check(answer, judge)
             except NotAttempted:
                 results[name] = ("not attempted", "")
-                text = f"· {name}: not attempted yet"
+                text = f"· {name}: not attempted yet (if it is, delete the line `raise NotImplementedError()`)"
+                if not callable(answer):
+                    text = f"· {name}: not attempted yet"
                 if "NBGRADER_EXECUTION" in os.environ:  # there a cell that raises nothing earns full marks
                     raise CheckFailed(name, "not attempted") from None
                 print(text)
             except CheckFailed as failure:
                 results[name] = ("failed", str(failure))
                 raise failure from None
+            except Exception as error:  # an answer of a kind that the check did not foresee
+                what, why = _describe(answer), f"it led to {type(error).__name__}: {_short(str(error))}"
+                odd = CheckFailed(name, "the check cannot make sense of this answer", what, likely=why, section=where)
+                results[name] = ("failed", str(odd))
+                raise odd from None
             else:
                 text = f"✓ {name}: {judge.checks} checks"
                 results[name] = ("passed", text)
@@ -126,7 +138,7 @@ class Judge:
         if tuple(value.shape) != tuple(shape):
             self.fail(f"{what} has the wrong shape", seen=str(tuple(value.shape)), expected=str(tuple(shape)))
         if value.isnan().any():
-            self.fail(f"{what} holds NaN", likely="0 divided by 0: what happens for a feature whose vector is zero?")
+            self.fail(f"{what} holds NaN", likely="0 divided by 0: which input leads to it, and what should come out?")
         if value.isinf().any():
             self.fail(f"{what} holds infinities", likely="a number divided by zero, or the logarithm of zero")
         self.checks += 1
@@ -152,13 +164,14 @@ class Judge:
         mistakes: Mapping[str, Tensor] | None = None,
         tol: float = 1e-4,
         likely: str = "",
+        what: str = "the result",
     ) -> Tensor:
         """One check: got has want's shape and values, within tol of the largest value.
 
         `mistakes` maps what a mistake is called to the value it leads to; a wrong answer equal to one of them
         is told so. The tolerance admits float32 and any order of summation, not another formula.
         """
-        got, want = self.tensor(got, tuple(want.shape)), want.to(torch.float64)
+        got, want = self.tensor(got, tuple(want.shape), what), want.to(torch.float64)
         if _same(got, want, tol):
             self.checks += 1
             return got
@@ -175,6 +188,7 @@ class Judge:
 
     def choice(self, answer: Any, options: Mapping[str, str], right: str, claim: str) -> None:
         """One check of a judgement: `options` maps every possible answer to what is wrong with it."""
+        answer = answer.strip().lower() if isinstance(answer, str) else repr(answer)
         if answer not in options:
             self.fail(f"{claim}: no such answer", seen=answer, expected=" or ".join(map(repr, options)))
         self.that(answer == right, claim, seen=answer, likely=options[answer])

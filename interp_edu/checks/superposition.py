@@ -25,6 +25,28 @@ def _random_weights(judge: Judge) -> Tensor:
     return judge.randn(3, 4, 7) * judge.rand(3, 1, 7, low=0.3, high=2.0)
 
 
+def _independent(judge: Judge, on: Tensor, x: Tensor) -> None:
+    """Checks that neither other samples nor other features tell anything. `on` and `x` are [samples, features]."""
+    N, half = len(on), len(on) // 2
+    centred = torch.where(on > 0, x - 0.5, 0.0)  # a size, 0 for those that are absent
+    pairs = {
+        "a sample and the next": (x[1:], x[:-1]),
+        "the first and the second half of the batch": (x[:half], x[half : 2 * half]),
+        "which features are active and the sizes of others": (on, centred),
+        "sizes of different features": (centred, centred),
+    }
+    for name, (a, b) in pairs.items():
+        a, b = ((t - t.mean(0)) / t.std(0).clamp_min(1e-9) for t in (a, b))
+        r = (a.T @ b / N).abs()
+        worst = float(r.fill_diagonal_(0).max() if "others" in name or "different" in name else r.max())
+        judge.that(
+            worst < 7.5 / math.sqrt(half),
+            "samples, features and sizes are independent",
+            seen=f"a correlation of {worst:.2f} between {name}",
+            likely="numbers that were drawn once are used twice",
+        )
+
+
 @exercise("The toy model")
 def sample_features(fn: Any, judge: Judge) -> None:
     N, prob = 20_000, judge.rand(2, 6, low=0.2, high=0.6)
@@ -63,7 +85,7 @@ def sample_features(fn: Any, judge: Judge) -> None:
         not ((x == 0) | (x == 1)).all(),
         "an active feature has a magnitude",
         seen="only zeros and ones",
-        likely="this is the mask: multiply it by magnitudes that are uniform in (0, 1]",
+        likely="this is the mask: multiply it by magnitudes that are uniform in (0, 1)",
     )
     judge.that(
         (spread > 0.01).all(),
@@ -74,7 +96,7 @@ def sample_features(fn: Any, judge: Judge) -> None:
     truncated = bool(((mean - prob / 2).abs() < 0.03).all()) or bool(((mean - (1 + (1 - prob)) / 2).abs() < 0.03).all())
     judge.that(
         ((mean - 0.5).abs() < 6 * 0.29 / (N * prob).sqrt()).all() and ((spread - 12**-0.5).abs() < 0.015).all(),
-        "given that a feature is active, its magnitude is uniform in (0, 1]",
+        "given that a feature is active, its magnitude is uniform between 0 and 1",
         seen=f"mean magnitude {mean.flatten()[worst]:.3f}, standard deviation {spread.flatten()[worst]:.3f}",
         expected="mean 0.5, standard deviation 0.289",
         likely="one draw decides both, so active magnitudes keep below p: divide by p, or draw twice"
@@ -100,6 +122,21 @@ def sample_features(fn: Any, judge: Judge) -> None:
                 seen=f"a correlation of {r:.2f} between two of them when both are active",
                 likely="one magnitude shared by features or instances: draw one for each entry",
             )
+    quartiles = torch.quantile(x[x > 0][:100_000], torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    judge.that(
+        (quartiles - torch.tensor([0.25, 0.5, 0.75])).abs().max() < 0.02,
+        "magnitudes are uniform between 0 and 1",
+        seen=f"quartiles {[round(q, 2) for q in quartiles.tolist()]}",
+        expected="0.25, 0.5, 0.75",
+    )
+    _independent(judge, on, flat)
+    again = judge.tensor(judge.call(fn, N, prob), (N, 2, 6))
+    judge.that(
+        not torch.equal(again, x),
+        "two calls give different samples",
+        seen="the same",
+        likely="a seed is set in the function",
+    )
     edges = judge.tensor(judge.call(fn, 64, torch.tensor([[0.0, 1.0]])), (64, 1, 2))
     judge.that((edges[..., 0] == 0).all(), "a feature of probability 0 is never active", seen="it is active")
     judge.that(
@@ -109,7 +146,7 @@ def sample_features(fn: Any, judge: Judge) -> None:
 
 @exercise("The toy model")
 def reconstruct(fn: Any, judge: Judge) -> None:
-    W, b, x = judge.randn(3, 2, 5), judge.randn(3, 5), judge.rand(7, 3, 5)
+    W, b, x = judge.randn(3, 2, 5), judge.randn(3, 5), judge.randn(7, 3, 5)
     linear = torch.stack([torch.stack([W[i].T @ (W[i] @ x[k, i]) for i in range(3)]) for k in range(7)])
     hidden_relu = torch.stack([torch.stack([W[i].T @ torch.relu(W[i] @ x[k, i]) for i in range(3)]) for k in range(7)])
     judge.close(
@@ -131,6 +168,8 @@ def reconstruct(fn: Any, judge: Judge) -> None:
     judge.close(
         judge.call(fn, turn, torch.full((1, 5), -COS72), x), want, f"{HAND_WORKED}: a pentagon with bias -0.309"
     )
+    one = judge.tensor(judge.call(fn, W[:1], b[:1], torch.zeros(1, 1, 5)), (1, 1, 5))
+    judge.close(one, torch.relu(b[:1])[None], "a single, empty sample")
 
 
 @exercise("The toy model")
@@ -178,6 +217,24 @@ def interference(fn: Any, judge: Judge) -> None:
     others = torch.cat([W[1, :, :2], W[1, :, 3:]], dim=1)[None]
     kept = judge.tensor(judge.call(fn, others), (1, 6))
     judge.close(torch.cat([got[1, :2], got[1, 3:]]), kept[0], "a feature without a direction disturbs no other")
+    W[1, :, 3] *= 1e-3
+    length2 = (W**2).sum(1)
+    want = torch.where(length2 > 0, ((W.mT @ W) ** 2).sum(-1) / length2.clamp_min(1e-30) - length2, 0.0)
+    judge.close(judge.call(fn, W), want, "the same with a short vector", likely="a short vector is represented, too")
+
+
+def _short_and_alone(judge: Judge, fn: Any, value: float, measure: str) -> None:
+    """One check: a feature that is short, but represented and orthogonal to all others, is measured like any other."""
+    W = torch.zeros(2, 4, 5)
+    W[:, :3, :4] = judge.randn(2, 3, 4)
+    W[:, 3, 4] = 0.01
+    got = judge.tensor(judge.call(fn, W), (2, 5))
+    judge.that(
+        (got[:, 4] - value).abs().max() < 1e-3,
+        f"a short vector that is orthogonal to all others has {measure} {value:g}",
+        seen=got[:, 4],
+        likely="only a vector of length 0 is not represented: no threshold, and nothing added to the denominator",
+    )
 
 
 @exercise("Sharing fairly: dimensions per feature")
@@ -210,6 +267,15 @@ def dimensions_per_feature(fn: Any, judge: Judge) -> None:
     W[1, :, 2] = 0
     got = judge.tensor(judge.call(fn, W), (3, 7))
     judge.that(got[1, 2] == 0, "a feature that is not represented has 0 dimensions", seen=got[1, 2], expected=0)
+    others = torch.cat([W[1, :, :2], W[1, :, 3:]], dim=1)[None]
+    kept = judge.tensor(judge.call(fn, others), (1, 6))
+    judge.close(
+        torch.cat([got[1, :2], got[1, 3:]]),
+        kept[0],
+        "a feature that is not represented changes no other",
+        likely="a NaN of one feature spread to the others of its model before it was replaced",
+    )
+    _short_and_alone(judge, fn, 1.0, "D =")
     total = float(got.sum(-1).max())
     judge.that(
         total < 4 + 1e-3, "the features of a model share no more than its dimensions", seen=total, expected="at most 4"
@@ -237,7 +303,7 @@ def five_in_two(fn: Any, judge: Judge) -> None:
         > 0.99
     )
     judge.that(
-        leak < 1e-3,
+        leak < 2e-4,
         "nothing else is read",
         seen=f"with feature {on + 1} alone, feature {int(others[on].argmax()) + 1} reads {leak:.3f}",
         expected="0",
@@ -247,7 +313,7 @@ def five_in_two(fn: Any, judge: Judge) -> None:
     )
     worst = int((own - 1).abs().argmax())
     judge.that(
-        (own - 1).abs().max() < 1e-3,
+        (own - 1).abs().max() < 2e-4,
         "every feature is returned in full",
         seen=f"feature {worst + 1} reads {own[worst]:.3f}",
         expected="1",
@@ -306,6 +372,8 @@ def sample_exclusive(fn: Any, judge: Judge) -> None:
     density = active.mean(dim=(0, 1))
     noise = 6 * math.sqrt(p * (1 - p) / (3 * N))
     guesses = {
+        "a collision is resolved by a coin, and nobody replaces the loser: density p - p^2/2. Decide by one draw": p
+        - p**2 / 2,
         "features that lose a collision are lost: then a feature is active with p (1 - p) only. Decide by one draw": p
         * (1 - p),
         "p is the probability of each feature, so the pair is active with probability 2p": p / 2,
@@ -323,10 +391,17 @@ def sample_exclusive(fn: Any, judge: Judge) -> None:
     mean, spread = zip(*[(m.mean(), m.std()) for m in (x[..., k][active[..., k].bool()] for k in (0, 1))], strict=True)
     judge.that(
         all(abs(m - 0.5) < 0.02 for m in mean) and all(abs(s - 12**-0.5) < 0.02 for s in spread),
-        "magnitudes are uniform in (0, 1]",
+        "magnitudes are uniform between 0 and 1",
         seen=f"mean {mean[0]:.3f} and {mean[1]:.3f}, standard deviation {spread[0]:.3f} and {spread[1]:.3f}",
         expected="mean 0.5, standard deviation 0.289",
         likely="the draw that decided which is active is used as its magnitude as well",
+    )
+    each = active.mean(dim=0)
+    judge.that(
+        ((each - p).abs() < 6.5 * math.sqrt(p * (1 - p) / N)).all(),
+        "that holds in every pair",
+        seen=f"densities from {each.min():.3f} to {each.max():.3f}",
+        expected=f"{p:.3f}",
     )
     pairs = torch.corrcoef(active.sum(-1).T).fill_diagonal_(0).abs().max()
     judge.that(
@@ -334,6 +409,42 @@ def sample_exclusive(fn: Any, judge: Judge) -> None:
         "different pairs are independent",
         seen=f"a correlation of {pairs:.2f}",
         likely="one draw shared by all pairs: draw for each pair",
+    )
+    magnitude = x[active.bool()]
+    quartiles = torch.quantile(magnitude[:100_000], torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    judge.that(
+        (quartiles - torch.tensor([0.25, 0.5, 0.75])).abs().max() < 0.02 and len(magnitude.unique()) > N // 10,
+        "magnitudes are uniform between 0 and 1",
+        seen=f"quartiles {[round(q, 2) for q in quartiles.tolist()]}",
+        expected="0.25, 0.5, 0.75",
+    )
+    for k in (0, 1):
+        _independent(judge, active[..., k], x[..., k])
+    for i, j in ((0, 1), (1, 2), (0, 2)):
+        signs = active[:, [i, j], 0] - active[:, [i, j], 1]
+        signed = (x[:, [i, j], 0] + x[:, [i, j], 1]) * (signs != 0)
+        both = (signs != 0).all(dim=-1)
+        who = torch.corrcoef(signs[both].T)[0, 1].abs()
+        how = torch.corrcoef(signed[both].T)[0, 1].abs()
+        judge.that(
+            max(who, how) < 7 / math.sqrt(int(both.sum())),
+            "different pairs are independent",
+            seen=f"when two pairs are active: correlation of which is {who:.2f}, of the sizes {how:.2f}",
+            likely="one draw shared by all pairs: draw for each pair",
+        )
+    again = judge.tensor(judge.call(fn, N, 3, p), (N, 3, 2))
+    judge.that(
+        not torch.equal(again, x),
+        "two calls give different samples",
+        seen="the same",
+        likely="a seed is set in the function",
+    )
+    full = judge.tensor(judge.call(fn, 2000, 2, 0.5), (2000, 2, 2))
+    judge.that(
+        ((full != 0).sum(-1) <= 1).all() and (full != 0).double().mean() > 0.45,
+        "with p = 1/2 one of the two is always active",
+        seen=f"active in {(full != 0).double().mean():.3f} of the entries",
+        expected="0.5",
     )
 
 
@@ -351,6 +462,15 @@ def _sweep() -> tuple[Tensor, Tensor]:
     return length2, (((D - 0.5).abs() < 0.02) & kept).sum(-1) / kept.sum(-1).clamp_min(1)
 
 
+def _whole(value: Any) -> int | None:
+    """The whole number that a Python, NumPy or torch scalar stands for, else None."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return int(number) if number.is_integer() and not isinstance(value, bool) else None
+
+
 @exercise("The geometry of 400 features in 30 dimensions")
 def plateau(answer: Any, judge: Judge) -> None:
     keys = ("first", "last", "features")
@@ -359,18 +479,23 @@ def plateau(answer: Any, judge: Judge) -> None:
     kept = length2 > 0.25
     on = [k for k in range(len(share)) if share[k] >= 0.95]
     first, last = on[0], on[-1]
+    number = {key: _whole(value) for key, value in answer.items()}
     for key, right in (("first", first), ("last", last)):
-        value = int(answer[key]) if isinstance(answer[key], int | float) else -1
+        value = number[key]
+        there = (
+            f": {100 * share[value]:.0f} % of {int(kept[value].sum())}"
+            if value is not None and 0 <= value < len(share)
+            else ""
+        )
         judge.that(
             value == right,
             f"the {key} density of the plateau",
-            seen=f"{answer[key]}"
-            + (
-                f": there {100 * share[value]:.0f} % of {int(kept[value].sum())} represented features are near 1/2"
-                if 0 <= value < len(share)
-                else ""
-            ),
-            likely="indices start at 0"
+            seen=f"{answer[key]!r}{there}",
+            likely="an index is a whole number from 0 to 19"
+            if not there
+            else "the last one that is on it is asked for, not the first that is not"
+            if key == "last" and value == right + 1
+            else "indices start at 0"
             if value == right + 1
             else "the share is among the represented features (length above 1/2), and has to be at least 95 %",
         )
@@ -386,7 +511,7 @@ def plateau(answer: Any, judge: Judge) -> None:
         answer["features"] == right,
         "the features represented at its last density",
         seen=answer["features"],
-        likely=hints.get(answer["features"], ""),
+        likely=hints.get(number["features"] or 0, ""),
     )
 
 
@@ -456,10 +581,10 @@ EVIDENCE = {
     ),
     "e": (
         "superposition",
-        "every represented feature has D_i = 1/2",
+        "twenty represented features in ten dimensions, each with D_i = 1/2",
         {
-            "no superposition": "a feature with half a dimension shares it with another one",
-            "cannot tell": "D_i below 1 means that other features lie along w_i, in whatever basis",
+            "no superposition": "twenty directions cannot be orthogonal in ten dimensions",
+            "cannot tell": "whatever the basis: twenty directions in ten dimensions have to overlap",
         },
     ),
     "f": (
@@ -508,6 +633,7 @@ def loss_gradient(fn: Any, judge: Judge) -> None:
             answer[1],
             want_b,
             "the gradient by b",
+            what="grad_b",
             mistakes={
                 "the ReLU passes nothing on where its output is 0": linear_b,
                 "the importance is missing": plain_b,
@@ -518,6 +644,7 @@ def loss_gradient(fn: Any, judge: Judge) -> None:
             answer[0],
             want_W,
             "the gradient by W",
+            what="grad_W",
             mistakes={
                 "W is used twice: this is the part from reading out, the part from reading in is missing": detached[0],
                 "W is used twice: this is the part from reading in, the part from reading out is missing": detached[1],

@@ -26,6 +26,21 @@ def relu_of_uniform(batch, prob):
     return torch.relu(1 - torch.rand(batch, *prob.shape) / prob)
 
 
+def neighbours_draw(batch, prob):
+    u = torch.rand(batch, *prob.shape)
+    return (u < prob) * u.roll(1, -1)
+
+
+def seeded_inside(batch, prob):
+    g = torch.Generator().manual_seed(0)
+    return (torch.rand(batch, *prob.shape, generator=g) < prob) * torch.rand(batch, *prob.shape, generator=g)
+
+
+def two_values(batch, prob):
+    sign = torch.randint(0, 2, (batch, *prob.shape)) * 2 - 1
+    return (torch.rand(batch, *prob.shape) < prob) * (0.5 + sign * 12**-0.5)
+
+
 SAMPLE = Answers(
     right=[two_draws, numpy_double, relu_of_uniform, lambda n, p: sp.sample_features(n, p).double()],
     wrong=[
@@ -46,6 +61,10 @@ SAMPLE = Answers(
         (lambda n, p: torch.rand(n, *p.shape), "the mask is missing"),
         (lambda n, p: sp.sample_features(n, p)[:, 0], "wrong shape"),
         (lambda n, p: None, "no return statement"),
+        (neighbours_draw, "numbers that were drawn once are used twice"),
+        (seeded_inside, "a seed is set in the function"),
+        (lambda n, p: two_draws((n + 1) // 2, p).repeat(2, 1, 1)[:n], "half of the batch"),
+        (two_values, "quartiles"),
     ],
 )
 
@@ -82,6 +101,8 @@ RECONSTRUCT = Answers(
         ),
         (lambda W, b, x: torch.einsum("ihf,bif->bih", W, x), "wrong shape"),
         (lambda W, b, x: W @ W @ x + b, "your code raised"),
+        (lambda W, b, x: torch.relu(linear(W, b, x) + b).squeeze(0), "wrong shape"),
+        (lambda W, b, x: torch.relu(linear(W, b, x.relu()) + b), "ReLU(W^T W x + b)"),
         (lambda W, b, x: torch.sigmoid(linear(W, b, x) + b), "ReLU(W^T W x + b)"),
     ],
 )
@@ -139,6 +160,7 @@ INTERFERENCE = Answers(
         (_safe(lambda W: (off(W) ** 2).sum(-1) / gram(W)[1].sqrt()), "appears squared"),
         (lambda W: (off(W) ** 2).sum(-1) / gram(W)[1], "NaN"),
         (lambda W: sp.interference(W).sum(-1), "wrong shape"),
+        (lambda W: torch.where((W**2).sum(1) > 1e-3, sp.interference(W), 0.0), "short vector"),
         (_safe(lambda W: (off(W) ** 2).mean(-1) / gram(W)[1]), "a mean instead of a sum"),
     ],
 )
@@ -160,6 +182,12 @@ def cosines2(W):
     return torch.nan_to_num(G**2 / length2[..., None] / length2[:, None])
 
 
+def nan_spreads(W):
+    length = W.norm(dim=1)
+    unit = W / length[:, None]
+    return torch.nan_to_num(length**2 / ((unit.mT @ unit) * length[:, None]).square().sum(-1))
+
+
 DIMENSIONS = Answers(
     right=[
         dimensions_by_loops,
@@ -177,6 +205,15 @@ DIMENSIONS = Answers(
         (_safe(lambda W: gram(W)[1] ** 1.5 / gram(W)[0].abs().sum(-1)), "absolute values instead of squares"),
         (_safe(lambda W: gram(W)[1] ** 2 / (off(W) ** 2).sum(-1)), "includes the feature itself"),
         (lambda W: torch.where(gram(W)[1] > 0, sp.dimensions_per_feature(W), 1.0), "not represented has 0"),
+        (
+            lambda W: torch.nan_to_num(
+                gram(W)[1] / (torch.nan_to_num(W / W.norm(dim=1, keepdim=True), nan=torch.nan).mT @ W).square().sum(-2)
+            ),
+            "both vectors",
+        ),
+        (nan_spreads, "changes no other"),
+        (lambda W: torch.where(gram(W)[1] > 1e-2, sp.dimensions_per_feature(W), 0.0), "no threshold"),
+        (lambda W: gram(W)[1] ** 2 / ((gram(W)[0] ** 2).sum(-1) + 1e-5), "nothing added to the denominator"),
     ],
 )
 
@@ -299,9 +336,35 @@ def always_one(batch, pairs, p):
     return torch.rand(batch, pairs, 2) * torch.stack([coin, ~coin], dim=-1)
 
 
+def shared_choice(batch, pairs, p):
+    on, first = torch.rand(batch, pairs) < 2 * p, torch.rand(batch, 1) < 0.5
+    return torch.rand(batch, pairs, 2) * torch.stack([on & first, on & ~first], dim=-1)
+
+
+def shared_size(batch, pairs, p):
+    u = torch.rand(batch, pairs)
+    return torch.rand(batch, 1, 1) * torch.stack([u < p, (u >= p) & (u < 2 * p)], dim=-1)
+
+
+def uneven_pairs(batch, pairs, p):
+    u, cut = torch.rand(batch, pairs), torch.linspace(0.5, 1.5, pairs) * p
+    return torch.rand(batch, pairs, 2) * torch.stack([u < cut, (u >= cut) & (u < 2 * p)], dim=-1)
+
+
+def coin_for_the_loser(batch, pairs, p):
+    active, coin = torch.rand(batch, pairs, 2) < p, torch.rand(batch, pairs) < 0.5
+    both = active.all(-1)
+    active = torch.stack([active[..., 0] & ~(both & coin), active[..., 1] & ~(both & ~coin)], dim=-1)
+    return torch.rand(batch, pairs, 2) * active
+
+
 EXCLUSIVE = Answers(
     right=[pair_then_coin, one_draw_rescaled, categorical],
     wrong=[
+        (shared_choice, "draw for each pair"),
+        (shared_size, "used twice"),
+        (uneven_pairs, "in every pair"),
+        (coin_for_the_loser, "resolved by a coin"),
         (broken_sampler, "p (1 - p)"),
         (both_lose, "p (1 - p)"),
         (lambda n, k, p: torch.rand(n, k, 2) * (torch.rand(n, k, 2) < p), "two independent draws collide"),
@@ -329,12 +392,21 @@ def plateau(**change):
 
 RIGHT = plateau()
 PLATEAU = Answers(
-    right=[RIGHT, {key: float(value) for key, value in RIGHT.items()}, dict(reversed(RIGHT.items()))],
+    right=[
+        RIGHT,
+        {key: float(value) for key, value in RIGHT.items()},
+        {key: torch.tensor(value) for key, value in RIGHT.items()},
+        {key: np.int64(value) for key, value in RIGHT.items()},
+        dict(reversed(RIGHT.items())),
+    ],
     wrong=[
         (plateau(first=RIGHT["first"] + 1), "indices start at 0"),
+        (plateau(last=RIGHT["last"] + 1), "not the first that is not"),
+        (plateau(first=RIGHT["first"] + 0.9), "a whole number"),
+        (plateau(features=[60]), "features represented"),
         (plateau(first=RIGHT["first"] - 1), "at least 95 %"),
         (plateau(last=RIGHT["last"] + 2), "last density"),
-        (plateau(last="the end"), "last density"),
+        (plateau(last="the end"), "a whole number"),
         (plateau(features=400), "count those with a length above 1/2"),
         (plateau(features=30), "each of these 30 lines holds two features"),
         ({"first": RIGHT["first"], "last": RIGHT["last"]}, "entries"),
@@ -393,7 +465,7 @@ JUDGEMENT = Answers(
         (JUDGED | {"c": "superposition"}, "only the basis of neurons is turned"),
         (JUDGED | {"c": "cannot tell"}, "does not depend on the basis"),
         (JUDGED | {"d": "superposition"}, "combinations of fewer features"),
-        (JUDGED | {"e": "cannot tell"}, "other features lie along"),
+        (JUDGED | {"e": "cannot tell"}, "whatever the basis"),
         (JUDGED | {"f": "no superposition"}, "look at the D_i"),
         (JUDGED | {"f": "superposition"}, "thirty orthogonal features"),
         (JUDGED | {"a": "maybe"}, "no such answer"),
