@@ -163,6 +163,7 @@ def execute(notebook: Notebook, source: Path) -> Notebook:
         node,
         timeout=300,
         record_timing=False,
+        coalesce_streams=True,  # how a line is cut into messages depends on the machine's load
         kernel_name="python3",
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": source.parent}},

@@ -92,9 +92,9 @@ def test_importing_the_package_costs_no_more_than_torch():
 
 
 def test_modules_can_be_read_in_one_sitting():
-    """Checks are lists of independent pieces and may be longer."""
+    """Checks are lists of independent pieces, most of their lines feedback: they may be longer."""
     lines = {path: len(path.read_text("utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
-    assert {path.name: n for path, n in lines.items() if n > (560 if path.parent.name == "checks" else 380)} == {}
+    assert {path.name: n for path, n in lines.items() if n > (700 if path.parent.name == "checks" else 380)} == {}
 
 
 @pytest.mark.parametrize("chapter", PUBLISHED)

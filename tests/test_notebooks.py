@@ -119,6 +119,13 @@ def test_execution_is_repeatable_to_the_byte(repo):
     assert '"8\\n"' in texts[0]
 
 
+def test_printing_in_pieces_gives_one_output(repo):
+    edit(repo / "solutions/ch09_toy.md", 'glue("half", 1 / 2)', 'glue("half", 1 / 2)\nimport time\nfor k in range(4):\n    print(k, flush=True); time.sleep(0.1)')
+    source = nb.sources()[0]
+    outputs = nb.execute(nb.parse(source), source)["cells"][1]["outputs"]
+    assert [o["text"] for o in outputs if o["output_type"] == "stream"] == ["0\n1\n2\n3\n"]
+
+
 def test_stubs(generated):
     exercises = (generated / "exercises/ch09_toy.ipynb").read_text()
     for gone in ("return 2 * x", "SOLUTION", "Because.", "solutions"):
