@@ -13,6 +13,7 @@ content: whatever somebody changed in it is seen, and never overwritten without 
 import ast
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ CHECK_CALL = re.compile(r"^[ \t]*(?:_ = )?check\.(\w+)\(", re.MULTILINE)
 GLUE = re.compile(r"\{glue:text\}`(\w+)(?::([^`\s]+))?`")
 INCLUDE = re.compile(r"```\{literalinclude\} (\S+)\n:pyobject: (\w+)\n```")
 Notebook = dict[str, Any]
+SECONDS_PER_CHAPTER = 90.0  # of processor time; what needs more is trained by a recipe and shipped in weights/
 
 
 class SourceError(ValueError):
@@ -153,7 +155,7 @@ def _check_markers(source: str, where: str) -> None:
 
 
 def execute(notebook: Notebook, source: Path) -> Notebook:
-    """The notebook with its outputs, run from its own folder. An error or a warning on stderr stops the making."""
+    """The notebook with its outputs, run from its own folder. Errors, warnings on stderr and lengthy training stop it."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
@@ -168,10 +170,17 @@ def execute(notebook: Notebook, source: Path) -> Notebook:
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": source.parent}},
     )
+    before = os.times()
     try:
         client.execute()
     except CellExecutionError as error:
         raise SourceError(f"{source.name} does not run: {error}") from None
+    after = os.times()  # the kernel has ended, so its time is among the children's
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    if spent > SECONDS_PER_CHAPTER:
+        raise SourceError(
+            f"{source.name} computes for {spent:.0f} s, more than {SECONDS_PER_CHAPTER:g}: ship weights instead"
+        )
     for cell in node["cells"]:
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":

@@ -120,10 +120,21 @@ def test_execution_is_repeatable_to_the_byte(repo):
 
 
 def test_printing_in_pieces_gives_one_output(repo):
-    edit(repo / "solutions/ch09_toy.md", 'glue("half", 1 / 2)', 'glue("half", 1 / 2)\nimport time\nfor k in range(4):\n    print(k, flush=True); time.sleep(0.1)')
+    edit(
+        repo / "solutions/ch09_toy.md",
+        'glue("half", 1 / 2)',
+        'glue("half", 1 / 2)\nimport time\nfor k in range(4):\n    print(k, flush=True); time.sleep(0.1)',
+    )
     source = nb.sources()[0]
     outputs = nb.execute(nb.parse(source), source)["cells"][1]["outputs"]
     assert [o["text"] for o in outputs if o["output_type"] == "stream"] == ["0\n1\n2\n3\n"]
+
+
+def test_a_chapter_over_its_time_budget_is_not_made(repo, monkeypatch):
+    monkeypatch.setattr(nb, "SECONDS_PER_CHAPTER", 0.01)
+    source = nb.sources()[0]
+    with pytest.raises(nb.SourceError, match="ship weights instead"):
+        nb.execute(nb.parse(source), source)
 
 
 def test_stubs(generated):
