@@ -155,7 +155,7 @@ def _check_markers(source: str, where: str) -> None:
 
 
 def execute(notebook: Notebook, source: Path) -> Notebook:
-    """The notebook with its outputs, run from its own folder. Errors, warnings on stderr and lengthy training stop it."""
+    """The notebook with its outputs, run from its folder. Errors, stderr and lengthy training stop the making."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
