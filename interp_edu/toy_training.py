@@ -17,7 +17,7 @@ from interp_edu.superposition import NeuronModel, ToyModel, check_probabilities,
 
 Sampler = Callable[[int, Generator], Tensor]
 CACHE_FLOATS = 2**18  # instances are trained in groups whose batch of features fits into a core's 1 MiB or so of cache
-SPARSE_BELOW = 0.15  # below this probability it is cheaper to draw only the active entries
+SPARSE_BELOW = 0.06  # below this probability it is cheaper to draw only the active entries
 
 
 def loss_gradient(

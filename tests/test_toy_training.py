@@ -14,7 +14,7 @@ def test_probabilities_of_the_wrong_shape_are_refused():
         tt.train(sp.ToyModel.random(2, 5, 2), torch.full((3, 5), 0.1), steps=1)
 
 
-@pytest.mark.parametrize("p", [0.03, 0.1, 0.4, 1.0])
+@pytest.mark.parametrize("p", [0.03, 0.05, 0.4, 1.0])
 def test_the_training_stream_has_the_same_distribution(p):
     prob = torch.full((2, 64), p)
     stream = tt._FeatureStream(1024, prob, generator())
@@ -56,7 +56,7 @@ def test_active_entries_at_the_edges_of_the_generator(u):
 def test_loss_gradient_against_autograd(sparse):
     W, b = torch.randn(2, 3, 64, generator=generator()), 0.3 * torch.randn(2, 64, generator=generator(1))
     importance = torch.rand(2, 64, generator=generator(2)) + 0.1
-    x, active = tt._FeatureStream(1024, torch.full((2, 64), 0.1 if sparse else 0.7), generator()).draw()
+    x, active = tt._FeatureStream(1024, torch.full((2, 64), 0.05 if sparse else 0.7), generator()).draw()
     assert (active is not None) == sparse
     grad_W, grad_b = tt.loss_gradient(W, b, importance, x, active)
     W, b = W.requires_grad_(), b.requires_grad_()
