@@ -20,7 +20,7 @@ PUBLISHED = [n for n in CHAPTERS if (ROOT / "book" / f"{stem(n)}.md").exists()]
 # The ladder, one rung for each chapter, and what stands beside it.
 MODULES = {n: [topic] for n, topic in CHAPTERS.items()} | {
     2: ["superposition", "toy_training"],
-    4: ["hooks", "transformer"],
+    4: ["hooks", "transformer", "folding"],
     8: ["patching"],
 }
 RUNG = {module: n for n, modules in MODULES.items() for module in modules}
