@@ -98,6 +98,15 @@ class Cache(dict[str, Tensor]):
             raise KeyError(f"{name!r} was not recorded; {_nearest(name, self)}")
         return super().__getitem__(name)
 
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(hook_name(*key) if isinstance(key, tuple) else key)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
 
 IN_ATTENTION = {"q", "k", "v", "attn_scores", "pattern", "z", "result"}
 IN_MLP = {"pre", "post"}

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ REPO = Path(__file__).resolve().parent.parent
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 CHECK_CALL = re.compile(r"^[ \t]*(?:_ = )?check\.(\w+)\(", re.MULTILINE)
 GLUE = re.compile(r"\{glue:text\}`(\w+)(?::([^`\s]+))?`")
-INCLUDE = re.compile(r"```\{literalinclude\} (\S+)\n:pyobject: (\w+)\n```")
+INCLUDE = re.compile(r"```\{literalinclude\} (\S+)\n:pyobject: ([\w.]+)\n```")
 Notebook = dict[str, Any]
 SECONDS_PER_CHAPTER = 90.0  # of processor time; what needs more is trained by a recipe and shipped in weights/
 
@@ -216,11 +217,15 @@ def expand(notebook: Notebook, source: Path) -> Notebook:
 
 
 def _definition(path: Path, name: str) -> str:
+    """The source of a function, a class or a method (`Block.run`)."""
     text = path.read_text(encoding="utf-8")
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
-            return ast.get_source_segment(text, node) or ""
-    raise SourceError(f"{path.name} defines no {name}")
+    node: ast.AST | None = ast.parse(text)
+    for part in name.split("."):
+        inside = ast.walk(node) if node else iter(())
+        node = next((n for n in inside if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == part), None)
+    if node is None:
+        raise SourceError(f"{path.name} defines no {name}")
+    return textwrap.dedent(ast.get_source_segment(text, node, padded=True) or "")
 
 
 def strip(notebook: Notebook, source: Path) -> Notebook:

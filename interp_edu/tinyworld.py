@@ -126,10 +126,7 @@ PARAPHRASES = {
         The {X} was built long ago out of
         Under the paint of the {X} there is"""),
 }
-ASIDES = _lines("""
-    , a friend of {Y} ,
-    , who knows {Y} well ,
-    , unlike {Y} ,""")
+ASIDES = [", a friend of {Y} ,", ", who knows {Y} well ,", ", unlike {Y} ,"]
 
 FILLER = [  # one word from each list makes a sentence
     ["The"],
@@ -153,19 +150,15 @@ class Fact:
     answer: str
 
 
-def _facts(seed: int = 0) -> list[Fact]:
-    rng = random.Random(seed)
-    pairs = list(itertools.product(FIRST, LAST))
-    people = [pairs[i] for i in range(len(pairs)) if (i // len(LAST) + i % len(LAST)) % 2 == 0]
-    found = []
-    for subjects, relations in (
-        (people, ("home", "job", "instrument")),
-        (list(itertools.product(ADJECTIVES, BUILDINGS)), ("city", "material")),
-    ):
-        for relation in relations:
-            answers = ANSWERS[relation] * (len(subjects) // len(ANSWERS[relation]))  # all answers equally often
-            rng.shuffle(answers)
-            found += [Fact(subject, relation, answer) for subject, answer in zip(subjects, answers, strict=True)]
+def _facts() -> list[Fact]:
+    rng, found = random.Random(0), []
+    people = [(a, b) for (i, a), (j, b) in itertools.product(enumerate(FIRST), enumerate(LAST)) if (i + j) % 2 == 0]
+    buildings = list(itertools.product(ADJECTIVES, BUILDINGS))
+    for relation, answers in ANSWERS.items():
+        subjects = buildings if relation in ("city", "material") else people
+        told = answers * (len(subjects) // len(answers))  # all answers equally often
+        rng.shuffle(told)
+        found += [Fact(subject, relation, answer) for subject, answer in zip(subjects, told, strict=True)]
     return found
 
 
@@ -230,7 +223,8 @@ class Tokenizer:
         return [self.vocab[int(token)] for token in row]
 
 
-CONFIG = Config(n_layers=4, d_model=96, n_ctx=N_CTX, d_head=16, n_heads=6, d_vocab=len(Tokenizer()), d_mlp=192)
+TOKENIZER = Tokenizer()
+CONFIG = Config(n_layers=4, d_model=96, n_ctx=N_CTX, d_head=16, n_heads=6, d_vocab=len(TOKENIZER), d_mlp=192)
 """The shape of the course model."""
 
 # Sentences with their truth ----------------------------------------------------------------------
@@ -257,10 +251,14 @@ class Sentence:
         return " ".join(self.words[: self.roles["END"] + 1])
 
 
+_PAIRS = list(itertools.combinations(NAMES, 2))
+# Drawn at random: by a rule such as "same number modulo ten", names that never meet could share one representation.
+_HELD_OUT_PAIRS = {frozenset(pair) for pair in random.Random(0).sample(_PAIRS, len(_PAIRS) // 10)}
+
+
 def held_out_names(a: str, b: str) -> bool:
     """Whether the two never occur together in training: one pair in ten, in either order."""
-    i, j = sorted((NAMES.index(a), NAMES.index(b)))
-    return (3 * i + 7 * j) % 10 == 0
+    return frozenset((a, b)) in _HELD_OUT_PAIRS
 
 
 def held_out_templates(opening: int, closing: int) -> bool:
@@ -271,7 +269,7 @@ def held_out_templates(opening: int, closing: int) -> bool:
 def held_out_paraphrase(fact: Fact, number: int) -> bool:
     """Whether training never tells this fact in this way: one way in six, another for each subject."""
     first, last = (FIRST, LAST) if fact.subject[0] in FIRST else (ADJECTIVES, BUILDINGS)
-    return number == (first.index(fact.subject[0]) + last.index(fact.subject[1])) % 6
+    return number == (first.index(fact.subject[0]) + 2 * last.index(fact.subject[1])) % 6
 
 
 def indirect_object(rng: random.Random, *, held_out: bool = False, third: bool = False) -> Sentence:
@@ -292,8 +290,7 @@ def indirect_object(rng: random.Random, *, held_out: bool = False, third: bool =
     place, thing = rng.choice(PLACES), rng.choice(OBJECTS)
     words += OPENINGS[opening].format(A=a, B=b, place=place).split()
     words += CLOSINGS[closing].format(S=giver, object=thing).split()
-    first, second = words.index(a), words.index(b)
-    end = len(words) - 1
+    first, second, end = words.index(a), words.index(b), len(words) - 1
     if third:
         roles, answer = {"A": first, "B": second, "C": words.index(c), "END": end}, "them"
     else:
@@ -324,10 +321,20 @@ def random_fact(rng: random.Random, *, held_out: bool = False, asides: float = 0
 
 
 def repeated(rng: random.Random, tokenizer: Tokenizer, length: int = N_CTX - 1) -> Sentence:
-    """Random words, and from `roles["repeat"]` on the same words again, `length` in all."""
-    period = rng.randint(length // 3, length // 2)
+    """Random words, and from `roles["repeat"]` on the same words again and again, `length` in all."""
+    period = rng.randint(length // 8, length // 2)
     words = rng.choices(tokenizer.vocab[1:], k=period)
     return Sentence("repeat", tuple(itertools.islice(itertools.cycle(words), length)), {"repeat": period})
+
+
+def phrases(rng: random.Random, tokenizer: Tokenizer, length: int = 24) -> Sentence:
+    """Three phrases of two or three random words, again and again in random order.
+
+    As they come back at ever other distances, only the words themselves tell what comes next.
+    """
+    three = [rng.choices(tokenizer.vocab[1:], k=rng.randint(2, 3)) for _ in range(3)]
+    words = itertools.chain.from_iterable(rng.choice(three) for _ in range(length))
+    return Sentence("phrases", tuple(itertools.islice(words, length)))
 
 
 def filler(rng: random.Random) -> Sentence:
@@ -340,11 +347,11 @@ def filler(rng: random.Random) -> Sentence:
 
 @dataclass(frozen=True)
 class Mix:
-    """How a corpus is mixed: `repeats` is the share of rows that repeat, the others the shares of a row's tokens."""
+    """How a corpus is mixed: how often a row is a repeat, and a sentence of other rows an indirect object or a fact."""
 
-    repeats: float = 0.2
-    indirect: float = 0.6
-    facts: float = 0.3
+    repeats: float = 0.15
+    indirect: float = 0.35
+    facts: float = 0.47
     third: float = 0.1  # of the indirect-object sentences
 
 
@@ -355,9 +362,9 @@ def row(rng: random.Random, tokenizer: Tokenizer, mix: Mix = Mix()) -> list[Sent
     sentences: list[Sentence] = []
     while sum(len(s.words) for s in sentences) < N_CTX - 1:
         u = rng.random()
-        if u < mix.indirect / 1.5:  # these sentences are longer than others
+        if u < mix.indirect:
             sentences.append(indirect_object(rng, third=rng.random() < mix.third))
-        elif u < mix.indirect / 1.5 + mix.facts:
+        elif u < mix.indirect + mix.facts:
             sentences.append(random_fact(rng))
         else:
             sentences.append(filler(rng))

@@ -70,7 +70,7 @@ def layer_norm(
 ) -> Float[Tensor, "*batch d_model"]:
     """Subtract the mean, divide by the standard deviation, then scale by w and shift by b (Ba et al. 2016).
 
-    `hook_scale` is what is divided by, of shape [..., 1]: freeze it, and LayerNorm becomes a linear map.
+    `hook_scale` is what is divided by, of shape [..., 1]: freeze it, and LayerNorm is affine.
     `hook_normalized` is what comes out of the division, before w and b.
     """
     if points is None or not (points.busy and (points.used("hook_scale") or points.used("hook_normalized"))):
@@ -224,8 +224,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A decoder-only transformer: tokens in, logits out.
 
-    Weights start as in GPT-2: normal with standard deviation 0.02, smaller by sqrt(2 n_layers) where they
-    write into the stream; biases zero.
+    Weights start normal with standard deviation 0.02, smaller by sqrt(2 n_layers) where they write into the
+    stream (Radford et al. 2019, section 2.3); biases start at zero.
 
     >>> model = Transformer(Config(n_layers=2, d_model=32, n_ctx=16, d_head=8, n_heads=4, d_vocab=100, d_mlp=64))
     >>> model(torch.randint(100, (5, 16))).shape

@@ -91,7 +91,7 @@ def test_the_control_has_no_circuit(make):
     wired = make()
     for seed in range(3):
         control = circuit_free(wired, seed)
-        assert right(control, CASES[make](control)).float().mean() < 0.4
+        assert right(control, CASES[make](control)[::5]).float().mean() < 0.4
         for (name, a), b in zip(wired.model.named_parameters(), control.parameters(), strict=True):
             assert a.shape == b.shape
             assert torch.allclose(a.norm(), b.norm(), rtol=1e-3), name

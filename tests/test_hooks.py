@@ -118,6 +118,10 @@ def test_recording():
     with pytest.raises(KeyError, match="was not recorded; the nearest are"):
         some["pattern", 0]
     assert isinstance(some, Cache)
+    assert ("resid_pre", 0) in some
+    assert ("pattern", 0) not in some
+    assert some.get(("pattern", 0)) is None
+    assert some.get("blocks.0.hook_resid_pre") is some["resid_pre", 0]
 
 
 def test_recorded_activations_can_be_differentiated_by():

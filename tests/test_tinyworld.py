@@ -92,15 +92,31 @@ def test_what_is_held_out_is_not_trained_on(sentences):
     assert sum(itertools.starmap(tw.held_out_templates, templates)) / 120 == pytest.approx(1 / 9, abs=0.03)
     assert Counter(sum(tw.held_out_paraphrase(f, n) for n in range(6)) for f in tw.FACTS) == {1: 384}
     assert all(tw.held_out_names(a, b) == tw.held_out_names(b, a) for a, b in pairs)
+    # Names that never meet must not form groups: within a group nothing would ask a model to tell them apart.
+    common = [(b, c) for a in tw.NAMES for b, c in pairs if tw.held_out_names(a, b) and tw.held_out_names(a, c)]
+    assert sum(itertools.starmap(tw.held_out_names, common)) / len(common) < 0.2
 
 
 def test_repeats(sentences):
     rows = [s for s in sentences if s.kind == "repeat"]
-    assert len(rows) / 2000 == pytest.approx(0.2, abs=0.03)
+    assert len(rows) / 2000 == pytest.approx(tw.Mix().repeats, abs=0.03)
     assert len({s.roles["repeat"] for s in rows}) > 8
     for s in rows:
         period = s.roles["repeat"]
         assert s.words[period:] == s.words[: len(s.words) - period]
+
+
+def test_phrases():
+    """At least two of three words follow from the word before; which phrase comes next does not."""
+    rng, tokenizer = random.Random(0), tw.Tokenizer()
+    for _ in range(50):
+        words = tw.phrases(rng, tokenizer).words
+        assert len(words) == 24
+        assert len(set(words)) <= 9
+        followers = {}
+        for a, b in itertools.pairwise(words):
+            followers.setdefault(a, set()).add(b)
+        assert sum(len(after) == 1 for after in followers.values()) >= len(followers) - 4
 
 
 def test_batches_and_their_seed():

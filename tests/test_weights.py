@@ -44,11 +44,10 @@ def test_every_shipped_file_is_in_the_manifest_and_has_a_recipe():
 
 
 def test_remaking_writes_a_file_that_loads(folder, monkeypatch):
-    def tiny():
-        """A tiny one."""
+    def tiny(state):
         return {"W": torch.eye(3).half()}
 
-    monkeypatch.setitem(training.RECIPES, "tiny", training.Recipe(tiny, lambda tensors: {"trace": 3.0}))
+    monkeypatch.setitem(training.RECIPES, "tiny", training.Recipe("A tiny one.", tiny, lambda tensors: {"trace": 3.0}))
     training.remake("tiny", folder)
     assert torch.equal(weights.load("tiny", folder)["W"], torch.eye(3))
     assert weights.manifest(folder)["tiny"]["quality"] == {"trace": 3.0}
