@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +37,7 @@ class Recipe:
     measure: Callable[[Tensors], dict[str, float]]
 
 
-def progress(label: str, steps: int, stream: TextIO = sys.stderr) -> Callable[[int], None]:
+def progress(label: str, steps: int) -> Callable[[int], None]:
     """An `on_step` that keeps one line of progress up to date, with the time that is left."""
     start = time.monotonic()
 
@@ -46,8 +45,8 @@ def progress(label: str, steps: int, stream: TextIO = sys.stderr) -> Callable[[i
         if (step + 1) % max(1, steps // 100) == 0:
             done, spent = (step + 1) / steps, time.monotonic() - start
             end = "\n" if step + 1 == steps else ""
-            stream.write(f"\r{label}: {done:4.0%}, {spent:.0f} s, {spent / done - spent:.0f} s left {end}")
-            stream.flush()
+            sys.stderr.write(f"\r{label}: {done:4.0%}, {spent:.0f} s, {spent / done - spent:.0f} s left {end}")
+            sys.stderr.flush()
 
     return show
 

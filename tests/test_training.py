@@ -1,6 +1,5 @@
 """The training loop and the shipped course models: seeded, resumable, and as good as the manifest says."""
 
-import io
 import random
 
 import pytest
@@ -100,9 +99,8 @@ def test_load_gives_the_course_models():
     assert not torch.equal(models[0].embed.W_E, models[1].embed.W_E)
 
 
-def test_progress():
-    stream = io.StringIO()
-    show = training.progress("three", 3, stream)
+def test_progress(capsys):
+    show = training.progress("three", 3)
     for step in range(3):
         show(step)
-    assert "three: 100%" in stream.getvalue()
+    assert "three: 100%" in capsys.readouterr().err
