@@ -69,9 +69,8 @@ class HookPoints:
     def __call__(self, name: str, x: Tensor) -> Tensor:
         if self.busy:
             name = self.prefix + name
-            if name in self.attached:
-                for hook in self.attached[name]:
-                    x = _apply(hook, x, name)
+            for hook in self.attached.get(name, ()):
+                x = _apply(hook, x, name)
             if name in self.record:
                 self.cache[name] = x  # type: ignore[index]  # who records brings a cache
         return x

@@ -7,6 +7,7 @@ Parameters have TransformerLens's names and shapes, activations its hook names, 
     embed + pos_embed -> [ln1 -> attn -> (+) -> ln2 -> mlp -> (+)] x n_layers -> ln_final -> unembed
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,14 +92,16 @@ def attention(q: PerHead, k: PerHead, v: PerHead, points: HookPoints | None = No
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # batch head pos d_head
     if points is None or not (points.used("hook_attn_scores") or points.used("hook_pattern")):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-    scores = points("hook_attn_scores", (q @ k.mT).mul_(1 / math.sqrt(q.shape[-1])).add_(causal_mask(q)))
+    mask = causal_mask(q.shape[2], q.device, q.dtype)
+    scores = points("hook_attn_scores", (q @ k.mT).mul_(1 / math.sqrt(q.shape[-1])).add_(mask))
     pattern = points("hook_pattern", scores.softmax(dim=-1))  # batch head query key
     return (pattern @ v).transpose(1, 2)
 
 
-def causal_mask(q: Float[Tensor, "batch head pos d_head"]) -> Float[Tensor, "pos pos"]:
+@functools.lru_cache(maxsize=16)
+def causal_mask(n: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "pos pos"]:
     """Zeros on and below the diagonal, minus infinity above: added to the scores, nobody looks ahead."""
-    return torch.full((q.shape[2], q.shape[2]), -math.inf, device=q.device, dtype=q.dtype).triu_(1)
+    return torch.full((n, n), -math.inf, device=device, dtype=dtype).triu_(1)
 
 
 def to_heads(

@@ -99,6 +99,16 @@ def test_layer_norm_by_hand():
     assert layer_norm(torch.zeros(4)).abs().max() == 0
 
 
+def test_explicit_attention_after_inference_mode():
+    """The mask is kept from call to call: one made without autograd must serve one with it."""
+    model, t = random_model(seed=7), tokens(length=13)
+    with torch.inference_mode():
+        run_with_cache(model, t)
+    logits, _ = run_with_cache(model.requires_grad_(), t)
+    logits.sum().backward()
+    assert model.blocks[0].attn.W_Q.grad.abs().sum() > 0
+
+
 def test_nobody_looks_ahead():
     model, t = random_model(), tokens()
     changed = t.clone()
