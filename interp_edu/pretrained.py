@@ -265,14 +265,14 @@ class GPT2Tokenizer:
 def _tokenizer(folder: Path) -> GPT2Tokenizer | None:
     """The tokenizer of a folder, or None if it has none: then the model speaks in token ids only."""
     whole, vocab, merges = (folder / file for file in TOKENIZER_FILES)
+    if not whole.exists() and not (vocab.exists() and merges.exists()):
+        return None
+    try:
+        from tokenizers import ByteLevelBPETokenizer, Tokenizer
+    except ImportError:
+        raise ModelError(f"to read the tokenizer in {folder}: pip install 'interp_edu[gpt2]'") from None
     if whole.exists():
-        from tokenizers import Tokenizer
-
         return GPT2Tokenizer(Tokenizer.from_file(str(whole)))
-    if vocab.exists() and merges.exists():
-        from tokenizers import ByteLevelBPETokenizer
-
-        tokenizer = ByteLevelBPETokenizer(str(vocab), str(merges))
-        tokenizer.add_special_tokens([tinyworld.BOS])
-        return GPT2Tokenizer(tokenizer)
-    return None
+    tokenizer = ByteLevelBPETokenizer(str(vocab), str(merges))
+    tokenizer.add_special_tokens([tinyworld.BOS])
+    return GPT2Tokenizer(tokenizer)

@@ -194,9 +194,8 @@ class Tokenizer:
         """A word's token. Raises ValueError for a word that is not in the vocabulary, naming the nearest."""
         if word not in self.ids:
             near = difflib.get_close_matches(word, self.vocab, n=3)
-            raise ValueError(
-                f"tinyworld has no word {word!r}" + (f"; the nearest are {', '.join(near)}" if near else "")
-            )
+            hint = f"; the nearest are {', '.join(near)}" if near else ""
+            raise ValueError(f"the vocabulary has no word {word!r}{hint}")
         return self.ids[word]
 
     def encode(self, text: str | Sequence[str], *, bos: bool = True) -> Int[Tensor, "batch pos"]:
@@ -257,7 +256,7 @@ _HELD_OUT_PAIRS = {frozenset(pair) for pair in random.Random(0).sample(_PAIRS, l
 
 
 def held_out_names(a: str, b: str) -> bool:
-    """Whether the two never occur together in training: one pair in ten, in either order."""
+    """Whether the two are never A and B of a training sentence, in either order: one pair in ten."""
     return frozenset((a, b)) in _HELD_OUT_PAIRS
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -168,7 +169,7 @@ def test_gpt2_from_the_hub_cache(gpt2, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_gpt2_tokenizer_from_local_files(gpt2, tmp_path, whole):
+def test_gpt2_tokenizer_from_local_files(gpt2, tmp_path, monkeypatch, whole):
     folder, _ = gpt2
     for file in folder.iterdir():
         shutil.copy(file, tmp_path)
@@ -192,3 +193,6 @@ def test_gpt2_tokenizer_from_local_files(gpt2, tmp_path, whole):
         tokenizer.id("Mary")
     with pytest.raises(ValueError, match="encode them singly"):
         tokenizer.encode([" Mary", " Mary gave"])
+    monkeypatch.setitem(sys.modules, "tokenizers", None)  # as if it were not installed
+    with pytest.raises(ModelError, match=r"pip install 'interp_edu\[gpt2\]'"):
+        pretrained.load(tmp_path)
