@@ -1,4 +1,4 @@
-"""The command line: `python -m interp_edu check 2`, `progress`, `train NAME`, `notebooks`."""
+"""The command line: `python -m interp_edu check 2`, `progress`, `train NAME`, `measure NAME MODEL`, `notebooks`."""
 
 import argparse
 import sys
@@ -18,13 +18,17 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("progress", help="how far you are in each chapter")
     train = commands.add_parser("train", help="remake a shipped weight file")
     train.add_argument("name", help="its name in the manifest; `list` shows them")
+    measure = commands.add_parser(
+        "measure", help="measure again what the book states about a model that it does not ship"
+    )
+    measure.add_argument("name", help="the name of the result in the manifest")
+    measure.add_argument("model", help="gpt2, a model's folder, or a .safetensors file with attention weights")
     notebooks = commands.add_parser("notebooks", help="remake the notebooks from their sources")
     notebooks.add_argument("names", nargs="*", help="stems such as ch02 (default: all)")
     options = parser.parse_args(arguments)
     try:
-        return {"check": _check, "progress": _progress, "train": _train, "notebooks": _notebooks}[options.command](
-            options
-        )
+        run = {"check": _check, "progress": _progress, "train": _train, "measure": _train, "notebooks": _notebooks}
+        return run[options.command](options)
     except (FileNotFoundError, KeyError, ValueError) as error:
         print(error.args[0] if isinstance(error, KeyError) else error, file=sys.stderr)
         return 2
@@ -76,12 +80,15 @@ def _progress(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from interp_edu.training import RECIPES, remake
+    from interp_edu.recipes import RECIPES, remake
 
+    mine = [name for name, recipe in RECIPES.items() if recipe.command == options.command]
     if options.name == "list":
-        print("\n".join(RECIPES))
+        print("\n".join(mine))
         return 0
-    remake(options.name)
+    if options.name not in mine:
+        raise KeyError(f"{options.command} knows no {options.name!r}; there are: {', '.join(mine)}")
+    remake(options.name, source=getattr(options, "model", ""))
     return 0
 
 

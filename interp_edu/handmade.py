@@ -5,6 +5,7 @@ writes to another, so that a line of wiring says what the head does. `idle` head
 reaches the output: a tool that points at one of them is wrong. `circuit_free` makes a control of the same shape.
 
     induction_model()   two layers of attention: a previous-token head feeds an induction head (Elhage et al. 2021)
+    shifted_induction_model()   the same function, where the usual score sees nothing
     ioi_model()         three layers: duplicate-token, S-inhibition and name-mover heads (Wang et al. 2022)
     fact_model()        an MLP stores facts by subject; heads read them out, one for each relation (Geva et al. 2023)
 """
@@ -116,9 +117,9 @@ def _embed(model: Transformer, where: slice, words: list[str], out: slice | None
             model.unembed.W_U.data[out.start + i, model.tokenizer.id(word)] = 1
 
 
-def _back_one(n_ctx: int) -> Tensor:
-    """The table that matches a query at position p with the key at position p - 1."""
-    return SHARP * torch.diag(torch.ones(n_ctx - 1), diagonal=-1)
+def _back(n_ctx: int, by: int = 1) -> Tensor:
+    """The table that matches a query at position p with the key at p - by, or the first key if there is none."""
+    return SHARP * torch.eye(n_ctx)[(torch.arange(n_ctx) - by).clamp_min(0)]
 
 
 # (a) Induction -----------------------------------------------------------------------------------
@@ -143,11 +144,11 @@ def induction_model(n_ctx: int = 16, gain: float = 10.0) -> Wired:
     letters[tokenizer.bos] = 0
     rest = SHARP * (1 - letters.sum(dim=0))  # on the first token
 
-    Wiring(model, 0, 1).match(pos, pos, _back_one(n_ctx)).move(token, previous)
+    Wiring(model, 0, 1).match(pos, pos, _back(n_ctx)).move(token, previous)
     Wiring(model, 1, 0).match(token, previous, 2 * SHARP * letters).prefer(token, rest).move(
         token, out, gain, skip=tokenizer.bos
     )
-    Wiring(model, 0, 2).match(pos, pos, _back_one(n_ctx)).move(token, junk)
+    Wiring(model, 0, 2).match(pos, pos, _back(n_ctx)).move(token, junk)
     Wiring(model, 1, 1).match(token, previous, 2 * SHARP * letters).prefer(token, rest).move(token, junk)
     return Wired(
         model,
@@ -160,6 +161,46 @@ def induction_model(n_ctx: int = 16, gain: float = 10.0) -> Wired:
             Edge("L1H0", "logits", "logits", "END"),
         ),
         idle={"L0H2": "attends like a previous-token head", "L1H1": "attends like an induction head"},
+    )
+
+
+def shifted_induction_model(shift: int = 2, n_ctx: int = 16, gain: float = 10.0) -> Wired:
+    """The same function by another route: the induction head looks `shift` positions further than the word it copies.
+
+    L0H1 notes which letter stood `1 + shift` back, L0H0 which stood `shift` back. L1H0 attends to the positions whose
+    first note is the current letter and copies their second note. The usual score, attention to the position
+    after the match, is zero for it. (Matches nearer than `1 + shift` it cannot see.)
+    """
+    tokenizer = Tokenizer([BOS, *LETTERS])
+    V = len(tokenizer)
+    stream = Stream(token=V, pos=n_ctx, previous=V, fetched=V, out=V)
+    model = _blank(stream, tokenizer, n_layers=2, n_ctx=n_ctx, n_heads=3, d_head=V + n_ctx)
+    token, pos, previous, fetched, out = stream.slices.values()
+    _embed(model, token, tokenizer.vocab, out)
+    letters = torch.eye(V)
+    letters[tokenizer.bos] = 0
+    rest = SHARP * (1 - letters.sum(dim=0))
+    Wiring(model, 0, 0).match(pos, pos, _back(n_ctx, shift)).move(token, fetched)
+    Wiring(model, 0, 1).match(pos, pos, _back(n_ctx, 1 + shift)).move(token, previous)
+    Wiring(model, 1, 0).match(token, previous, 2 * SHARP * letters).prefer(token, rest).move(
+        fetched, out, gain, skip=tokenizer.bos
+    )
+    return Wired(
+        model,
+        nodes={
+            "L0H0": (f"looks {shift} back", "successor"),
+            "L0H1": (f"looks {1 + shift} back", "successor"),
+            "L1H0": ("induction head", "END"),
+        },
+        edges=(
+            Edge("embed", "L0H0", "v", "first"),
+            Edge("embed", "L0H1", "v", "first"),
+            Edge("L0H1", "L1H0", "k", "successor"),
+            Edge("L0H0", "L1H0", "v", "successor"),
+            Edge("embed", "L1H0", "q", "END"),
+            Edge("L1H0", "logits", "logits", "END"),
+        ),
+        idle={},
     )
 
 
@@ -194,7 +235,7 @@ def ioi_model(gain: float = 10.0) -> Wired:
     name_mover.match(to, name, 3 * SHARP * torch.ones(1, n_names)).match(inhibited, pos, -3 * SHARP * same_place)
     name_mover.prefer(bos, rest).move(name, out, gain)
 
-    Wiring(model, 0, 1).match(pos, pos, _back_one(n_ctx)).move(pos, junk)
+    Wiring(model, 0, 1).match(pos, pos, _back(n_ctx)).move(pos, junk)
     Wiring(model, 1, 2).match(to, duplicate, 3 * SHARP * marked).prefer(bos, rest).move(pos, junk)
     Wiring(model, 2, 0).match(to, name, 3 * SHARP * torch.ones(1, n_names)).prefer(bos, rest).move(pos, junk)
     return Wired(
@@ -263,7 +304,7 @@ def fact_model(n_ctx: int = 16, gain: float = 10.0) -> Wired:
     for where, words in (("bos", [BOS]), ("first", FACT_FIRST), ("last", FACT_LAST), ("relation", relations)):
         _embed(model, stream[where], words)
     pos, known = stream["pos"], stream["known"]
-    Wiring(model, 0, 0).match(pos, pos, _back_one(n_ctx)).move(stream["first"], stream["before"])
+    Wiring(model, 0, 0).match(pos, pos, _back(n_ctx)).move(stream["first"], stream["before"])
     mlp: Any = model.blocks[0].mlp
     facts = stored_facts()
     for neuron, (i, j) in enumerate(subjects):
@@ -283,7 +324,7 @@ def fact_model(n_ctx: int = 16, gain: float = 10.0) -> Wired:
         for i, word in enumerate(FACT_WORDS[relation]):
             model.unembed.W_U.data[out.start + i, tokenizer.id(word)] = 1
     # Idle: a second head that looks back, and a second MLP that recognises last names.
-    Wiring(model, 0, 1).match(pos, pos, _back_one(n_ctx)).move(stream["last"], stream["junk"])
+    Wiring(model, 0, 1).match(pos, pos, _back(n_ctx)).move(stream["last"], stream["junk"])
     idle_mlp: Any = model.blocks[1].mlp
     idle_mlp.W_in.data[stream["last"], :4] = torch.eye(4)
     idle_mlp.W_out.data[:4, stream["junk"]] = torch.eye(4)

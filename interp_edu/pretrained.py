@@ -22,32 +22,39 @@ HUB = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pt", "model.pth", "model_final.pth")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 COURSE_SEEDS = (0, 1, 2)
+SMALL = ("phrases-2l", "phrases-1l", "distances-2l")
 
 
 class ModelError(ValueError):
     """A model is not here, or its files are not what they should be: the message says what to do."""
 
 
-def load(name: str | Path, *, seed: int = 0) -> Transformer:
+def load(name: str | Path, *, seed: int = 0, step: int | None = None) -> Transformer:
     """A model with its tokenizer in `model.tokenizer`, in float32, on the CPU.
 
     Its parameters need no gradients, so that nothing is kept for backward unless you ask for it
     (`model.requires_grad_()`, or a hook that returns `x.requires_grad_()`).
 
     Args:
-        name: "tinyworld", a GPT-2 ("gpt2", "gpt2-medium", ...; from the Hugging Face cache), or a folder.
-        seed: which of the course models, 0, 1 or 2; they differ in nothing but chance.
+        name: "tinyworld", one of chapter 6's small models ("phrases-2l", "phrases-1l", "distances-2l"), a GPT-2
+            ("gpt2", "gpt2-medium", ...; from the Hugging Face cache), or a folder.
+        seed: which of the shipped models, 0, 1 or 2; they differ in nothing but chance.
+        step: a small model on the way, if it was kept; without it, at the end of its training.
 
     Raises:
         ModelError: no such model on this machine, or files that do not fit together.
         WeightsError: the course model's file is missing or damaged.
     """
-    if name == "tinyworld":
-        return _course_model(seed)
+    if step is not None and name not in SMALL:
+        raise ModelError(f"no steps of training were kept of {str(name)!r}, only of {SMALL[0]!r}")
+    if name == "tinyworld" or name in SMALL:
+        if seed not in COURSE_SEEDS:
+            raise ModelError(f"the shipped models come with seeds {', '.join(map(str, COURSE_SEEDS))}, not {seed}")
+        return _course_model(seed) if name == "tinyworld" else _small_model(str(name), seed, step)
     folder = Path(name)
     if not folder.is_dir():
         if str(name) not in HUB:
-            names = ", ".join(map(repr, ["tinyworld", *HUB]))
+            names = ", ".join(map(repr, ["tinyworld", *SMALL, *HUB]))
             raise ModelError(f"there is no model and no folder called {str(name)!r}; known by name are {names}")
         folder = _in_hub_cache(str(name))
     return _from_folder(folder)
@@ -68,12 +75,33 @@ def save(model: Transformer, folder: Path) -> None:
 
 
 def _course_model(seed: int) -> Transformer:
-    if seed not in COURSE_SEEDS:
-        raise ModelError(f"the course model comes with seeds {', '.join(map(str, COURSE_SEEDS))}, not {seed}")
     tensors = weights.load("tinyworld" if seed == 0 else f"tinyworld_{seed}")
     model = Transformer(tinyworld.CONFIG)
     model.load_state_dict(tensors)
     model.tokenizer = tinyworld.TOKENIZER
+    return model.requires_grad_(False).eval()
+
+
+def small_config(name: str) -> Config:
+    """The shape of a small model: attention alone, one or two layers of four heads, 48 names for words."""
+    n_layers = int(name[-2])
+    d_vocab = 1 + len(tinyworld.NAMES)
+    return Config(n_layers=n_layers, d_model=64, n_ctx=48, d_head=16, n_heads=4, d_vocab=d_vocab, attn_only=True)
+
+
+def _small_model(name: str, seed: int, step: int | None) -> Transformer:
+    prefix = f"{name}.{seed}." if step is None else f"{name}.{seed}@{step}."
+    tensors = weights.load("small")
+    state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    if not state:
+        kept = sorted({int(key.split("@")[1].split(".")[0]) for key in tensors if "@" in key})
+        raise ModelError(
+            f"step {step} of {name}, seed {seed}, was not kept; of {SMALL[0]}, seed 0, these were: {kept}, "
+            "and of all the end (give no step)"
+        )
+    model = Transformer(small_config(name))
+    model.load_state_dict(state)
+    model.tokenizer = tinyworld.Tokenizer([tinyworld.BOS, *tinyworld.NAMES])
     return model.requires_grad_(False).eval()
 
 

@@ -1,17 +1,10 @@
-"""How the shipped weight files are made: `python -m interp_edu train NAME`.
+"""The training loop for language models, and the course model that it makes. All recipes stand in `recipes.py`."""
 
-A recipe makes tensors and measures their quality, which the manifest states and the tests measure again.
-Chapters train what takes seconds and load from `weights/` what takes longer.
-"""
-
-import hashlib
-import json
 import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,22 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp_edu import superposition, tinyworld, toy_training, weights
+from interp_edu import tinyworld
 from interp_edu.transformer import Transformer
 
 Tensors = dict[str, Tensor]
-
-
-@dataclass
-class Recipe:
-    """`make` trains and returns the tensors, `measure` says how good such tensors are.
-
-    `make` may keep its state in the file that it is given, and go on from there if it was interrupted.
-    """
-
-    what: str
-    make: Callable[[Path], Tensors]
-    measure: Callable[[Tensors], dict[str, float]]
 
 
 def progress(label: str, steps: int) -> Callable[[int], None]:
@@ -49,9 +30,6 @@ def progress(label: str, steps: int) -> Callable[[int], None]:
             sys.stderr.flush()
 
     return show
-
-
-# Language models ---------------------------------------------------------------------------------
 
 
 def train_language_model(
@@ -118,7 +96,7 @@ def course_model(seed: int, state: Path) -> Tensors:
 
     In short rows of three phrases in random order, induction heads form within 400 steps. In rows of random words that
     repeat after 21 to 31 they had not formed after 1,000; in rows of 24 that repeat after 8 to 12 the loss fell as fast
-    as here, but the heads had learned the distances and not the words.
+    as here, but without a head that looks right after the match: chapter 6 shows where they look instead.
     """
     tokenizer, mix = tinyworld.TOKENIZER, tinyworld.Mix()
 
@@ -205,91 +183,3 @@ def _top1(model: Transformer, sentences: list[tinyworld.Sentence]) -> float:
     """The share of sentences whose answer has the highest logit."""
     answers = torch.tensor([tinyworld.TOKENIZER.id(s.answer or "") for s in sentences])
     return (_logits_at_end(model, sentences).argmax(dim=-1) == answers).float().mean().item()
-
-
-# Chapter 2's sweep -------------------------------------------------------------------------------
-
-SWEEP_SEEDS = (0, 1, 2)
-SWEEP_SPARSITIES = 20
-
-
-def superposition_sweep(_: Path) -> Tensors:
-    """The models of the sweep over sparsities.
-
-    Ten thousand steps are needed: after four thousand the plateau at one half is not there yet.
-    """
-    density = torch.logspace(0, -1, SWEEP_SPARSITIES)
-    feature_prob = density[:, None].expand(-1, 400).contiguous()
-    steps, models = 10_000, []
-    for seed in SWEEP_SEEDS:
-        generator = torch.Generator().manual_seed(seed)
-        model = superposition.ToyModel.random(SWEEP_SPARSITIES, 400, 30, generator)
-        show = progress(f"seed {seed}", steps)
-        models.append(
-            toy_training.train(model, feature_prob, steps=steps, batch=256, lr=1e-2, generator=generator, on_step=show)
-        )
-    W, b = torch.stack([model.W for model in models]), torch.stack([model.b for model in models])
-    return {"W": W.half(), "b": b.half(), "feature_prob": density}
-
-
-def sweep_quality(tensors: Tensors) -> dict[str, float]:
-    """D* over the seeds: its range when dense, and in how many neighbouring sparsities all lie at one half."""
-    d_star = torch.stack([superposition.dimensions_per_learned_feature(W.float()) for W in tensors["W"]])
-    plateau = ((d_star - 0.5).abs() < 0.02).all(dim=0)
-    return {
-        "d_star_dense_lowest": d_star[:, 0].min().item(),
-        "d_star_dense_highest": d_star[:, 0].max().item(),
-        "sparsities_on_plateau": int(plateau.sum()),
-        "plateau_is_one_stretch": bool((plateau.int().diff() != 0).sum() == 2),
-    }
-
-
-RECIPES = {
-    "superposition_sweep": Recipe(
-        "Chapter 2: n=400 features in m=30 dimensions at 20 sparsities, 1/(1-S) from 1 to 10, over three seeds.",
-        superposition_sweep,
-        sweep_quality,
-    ),
-    **{
-        f"tinyworld{f'_{seed}' if seed else ''}": Recipe(
-            f"The course model, seed {seed}, at float16.", partial(course_model, seed), course_quality
-        )
-        for seed in range(3)
-    },
-}
-
-
-def remake(name: str, folder: Path = weights.FOLDER) -> None:
-    """Runs a recipe, writes its safetensors file and its entry in the manifest.
-
-    Raises KeyError for an unknown name.
-    """
-    from safetensors.torch import save
-
-    if name not in RECIPES:
-        raise KeyError(f"no recipe is called {name!r}; there are: {', '.join(RECIPES)}")
-    start = time.process_time()
-    tensors = RECIPES[name].make(folder / f"{name}.unfinished")
-    content = save({key: tensor.contiguous() for key, tensor in tensors.items()})
-    (folder / f"{name}.safetensors").write_bytes(content)
-    entries = weights.manifest(folder) if (folder / "MANIFEST.toml").exists() else {}
-    quality = RECIPES[name].measure(tensors)
-    entries[name] = {
-        "recipe": f"python -m interp_edu train {name}",
-        "what": RECIPES[name].what,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "cpu_seconds": round(time.process_time() - start),
-        "threads": torch.get_num_threads(),
-        "quality": {key: round(value, 4) if isinstance(value, float) else value for key, value in quality.items()},
-    }
-    (folder / "MANIFEST.toml").write_text(_toml(entries), encoding="utf-8")
-    print(f"wrote {name}.safetensors ({len(content) / 1e6:.1f} MB) and its entry in MANIFEST.toml")
-
-
-def _toml(entries: dict[str, dict]) -> str:
-    lines = ["# What the shipped weight files are. Written by `python -m interp_edu train NAME`.\n"]
-    for name, entry in sorted(entries.items()):
-        quality = entry.pop("quality")
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in entry.items())]
-        lines += [f"[{name}.quality]", *(f"{key} = {json.dumps(value)}" for key, value in quality.items()), ""]
-    return "\n".join(lines)

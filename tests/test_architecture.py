@@ -29,6 +29,8 @@ HELPERS = {
     "handmade",
     "pretrained",
     "training",
+    "recipes",
+    "measurements",
     "plot",
     "viewers",
     "checks",

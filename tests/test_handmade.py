@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from interp_edu import handmade, tinyworld
-from interp_edu.handmade import circuit_free, fact_model, induction_model, ioi_model
+from interp_edu.handmade import circuit_free, fact_model, induction_model, ioi_model, shifted_induction_model
 from interp_edu.hooks import hooked, run_with_cache
 
 
@@ -47,6 +47,17 @@ def induction_cases(model):
     return cases
 
 
+def shifted_induction_cases(model):
+    """The same, but that the letter comes again at least three positions later: nearer ones this model cannot see."""
+    rng, cases = random.Random(0), []
+    rows = [p for n in range(3, 5) for p in itertools.permutations(handmade.LETTERS[:5], n)]
+    rows += [rng.sample(handmade.LETTERS, rng.randint(5, 12)) for _ in range(500)]
+    for row in rows:
+        i = rng.randrange(len(row) - 2)
+        cases.append((model.tokenizer.encode(" ".join([*row, row[i]])), model.tokenizer.id(row[i + 1])))
+    return cases
+
+
 def ioi_cases(model):
     rng = random.Random(0)
     sentences = [tinyworld.indirect_object(rng, held_out=i % 2 == 0) for i in range(1000)]
@@ -63,7 +74,12 @@ def fact_cases(model):
     ]
 
 
-CASES = {induction_model: induction_cases, ioi_model: ioi_cases, fact_model: fact_cases}
+CASES = {
+    induction_model: induction_cases,
+    shifted_induction_model: shifted_induction_cases,
+    ioi_model: ioi_cases,
+    fact_model: fact_cases,
+}
 
 
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
@@ -167,6 +183,43 @@ def test_a_new_letter_and_several_matches():
     logits = model(t.encode("a b c a d e a"))[0, -1]
     assert logits[t.id("b")].item() == pytest.approx(5, abs=1e-4)
     assert logits[t.id("d")].item() == pytest.approx(5, abs=1e-4)
+
+
+@pytest.mark.parametrize("shift", [1, 2, 3, 5])
+def test_the_shifted_model_is_the_same_function_by_another_route(shift):
+    """Where the nearest match is `1 + shift` back or more, its logits are the other model's; nearer ones it passes by."""
+    usual, shifted = induction_model(), shifted_induction_model(shift)
+    t, rng = usual.model.tokenizer, random.Random(0)
+    assert t.vocab == shifted.model.tokenizer.vocab
+    for _ in range(100):
+        row = rng.sample(handmade.LETTERS, rng.randint(1 + shift, 12))
+        tokens = t.encode(" ".join([*row, *row][:15]))
+        assert torch.allclose(shifted.model(tokens), usual.model(tokens), atol=1e-5)
+    for distance in range(2, 9):  # A B ... A, and a letter that is new
+        row = [*handmade.LETTERS[:distance], "a", "l"]
+        logits = shifted.model(t.encode(" ".join(row)))[0]
+        expected = torch.zeros(len(t))
+        expected[t.id("b")] = 10.0 if distance >= 1 + shift else 0.0
+        assert torch.allclose(logits[distance + 1], expected, atol=1e-5)
+        assert logits[-1].abs().max() < 1e-5
+    twice = shifted.model(t.encode("a b c d e f a g c d e f a"))[0, -1]  # several matches share
+    assert twice[[t.id("b"), t.id("g")]].tolist() == pytest.approx([5, 5], abs=1e-4)
+
+
+@pytest.mark.parametrize(("shift", "n_ctx"), [(1, 16), (2, 9), (3, 16)])
+def test_the_shifted_model_looks_where_it_says(shift, n_ctx):
+    wired = shifted_induction_model(shift, n_ctx=n_ctx, gain=4.0)
+    tokens = wired.model.tokenizer.encode("a b c d a b c d")
+    logits, cache = run_with_cache(wired.model, tokens)
+    for head, back in ((0, shift), (1, 1 + shift)):
+        looks = cache["pattern", 0][0, head].argmax(dim=-1).tolist()
+        assert looks == [max(p - back, 0) for p in range(9)]  # the first token, where there is none
+        assert cache["pattern", 0][0, head].max(dim=-1).values.min() > 0.999
+    for p in range(5, 9):
+        assert cache["pattern", 1][0, 0, p, p - 4 + 1 + shift] > 0.999
+    assert (cache["pattern", 1][0, 0, :5, 0] > 0.999).all()  # nothing has come twice yet: it rests
+    assert logits[0, 5:].max(dim=-1).values.tolist() == pytest.approx([4.0] * 4, abs=1e-4)
+    assert wired.heads() == [(0, 0), (0, 1), (1, 0)]
 
 
 def test_neurons_are_keys_and_values():

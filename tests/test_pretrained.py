@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from interp_edu import pretrained, tinyworld
+from interp_edu import pretrained, tinyworld, weights
 from interp_edu.pretrained import ModelError
 from interp_edu.transformer import Config, Transformer
 
@@ -116,7 +116,7 @@ def test_wrong_files_are_refused(gpt2, tmp_path):
     folder, _ = gpt2
     for file in folder.iterdir():
         shutil.copy(file, tmp_path)
-    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    file, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     settings = json.loads(config.read_text())
     for change, words in [
         ({"n_layer": 4}, "'h.3"),
@@ -131,10 +131,10 @@ def test_wrong_files_are_refused(gpt2, tmp_path):
     with pytest.raises(ModelError, match="is not JSON"):
         pretrained.load(tmp_path)
     config.write_text(json.dumps(settings))
-    weights.write_bytes(weights.read_bytes()[:1000])
+    file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ModelError, match="cut off or damaged"):
         pretrained.load(tmp_path)
-    weights.unlink()
+    file.unlink()
     with pytest.raises(ModelError, match="holds no weights"):
         pretrained.load(tmp_path)
     config.unlink()
@@ -148,10 +148,70 @@ def test_absent_models_say_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match=r"config\.json, model\.safetensors, tokenizer\.json.*hf download openai-comm"):
         pretrained.load("gpt2")
-    with pytest.raises(ModelError, match="known by name are 'tinyworld', 'gpt2'"):
+    with pytest.raises(
+        ModelError, match="known by name are 'tinyworld', 'phrases-2l', 'phrases-1l', 'distances-2l', 'gpt2'"
+    ):
         pretrained.load("gpt5")
     with pytest.raises(ModelError, match="seeds 0, 1, 2, not 7"):
         pretrained.load("tinyworld", seed=7)
+
+
+@pytest.mark.parametrize(("name", "n_layers"), [("phrases-2l", 2), ("phrases-1l", 1), ("distances-2l", 2)])
+def test_small_models(name, n_layers):
+    models = [pretrained.load(name, seed=seed) for seed in (0, 1, 2)]
+    shipped = weights.load("small")
+    for seed, model in enumerate(models):
+        assert model.cfg == pretrained.small_config(name)
+        assert (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_vocab, model.cfg.attn_only) == (
+            n_layers,
+            4,
+            49,
+            True,
+        )
+        assert all(torch.equal(shipped[f"{name}.{seed}.{key}"], value) for key, value in model.state_dict().items())
+        assert not any(p.requires_grad for p in model.parameters())
+        assert model.tokenizer.vocab == [tinyworld.BOS, *tinyworld.NAMES]
+        assert model(model.tokenizer.encode("Mary John Tom Mary")).shape == (1, 5, 49)
+    assert torch.equal(pretrained.load(name).embed.W_E, models[0].embed.W_E)
+    assert not torch.equal(models[0].embed.W_E, models[1].embed.W_E)
+
+
+def test_small_models_on_the_way():
+    end = pretrained.load("phrases-2l")
+    for step in (0, 40, 80, 100, 120, 140, 160, 180, 200, 240, 320):
+        model = pretrained.load("phrases-2l", step=step)
+        assert not torch.equal(model.embed.W_E, end.embed.W_E)
+    start = Transformer(pretrained.small_config("phrases-2l"), torch.Generator().manual_seed(0)).state_dict()
+    for key, value in pretrained.load("phrases-2l", seed=0, step=0).state_dict().items():
+        assert torch.equal(value, start[key].half().float()), key
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("phrases-2l", {"seed": 3}, "seeds 0, 1, 2, not 3"),
+        ("distances-2l", {"seed": -1}, "seeds 0, 1, 2, not -1"),
+        (
+            "phrases-2l",
+            {"step": 41},
+            r"step 41 of phrases-2l, seed 0, was not kept; .* these were: \[0, 40, 80, 100, 120,",
+        ),
+        ("phrases-2l", {"step": 4}, "step 4 of phrases-2l"),  # and not 40
+        (
+            "phrases-2l",
+            {"step": 120, "seed": 1},
+            "step 120 of phrases-2l, seed 1, was not kept; of '?phrases-2l'?, seed 0",
+        ),
+        ("phrases-1l", {"step": 120}, "step 120 of phrases-1l, seed 0, was not kept; of '?phrases-2l'?"),
+        ("tinyworld", {"step": 0}, "no steps of training were kept of 'tinyworld', only of '?phrases-2l'?"),
+        ("gpt2", {"step": 120}, "no steps of training were kept of 'gpt2'"),
+        ("phrases-3l", {}, "there is no model and no folder called 'phrases-3l'"),
+    ],
+    ids=str,
+)
+def test_small_models_that_do_not_exist(name, settings, words):
+    with pytest.raises(ModelError, match=words):
+        pretrained.load(name, **settings)
 
 
 def test_gpt2_from_the_hub_cache(gpt2, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 
 from interp_edu.__main__ import main
 from interp_edu.checks.report import check_notebook, table
+from interp_edu.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 SETUP = "import torch\nfrom interp_edu.checks import superposition as check"
@@ -154,6 +155,29 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     assert "run this from the book's folder" in capsys.readouterr().err
     assert main(["train", "nothing"]) == 2
     assert "there are: superposition_sweep" in capsys.readouterr().err
+
+
+def test_what_is_trained_and_what_is_measured(capsys):
+    """Each of the two commands lists and takes its own names only; nothing is made here."""
+    assert main(["train", "list"]) == 0
+    trained = capsys.readouterr().out.split()
+    assert main(["measure", "list", "x"]) == 0
+    measured = capsys.readouterr().out.split()
+    assert measured == ["gpt2_attention"]
+    assert "small" in trained
+    assert "tinyworld" in trained
+    assert set(trained) | set(measured) == set(RECIPES)
+    assert not set(trained) & set(measured)
+    assert main(["train", "gpt2_attention"]) == 2
+    assert "train knows no 'gpt2_attention'; there are: superposition_sweep" in capsys.readouterr().err
+    for name in ("small", "nothing"):
+        assert main(["measure", name, "x"]) == 2
+        assert f"measure knows no '{name}'; there are: gpt2_attention\n" in capsys.readouterr().err
+    assert main(["measure", "gpt2_attention", "no/such/folder"]) == 2
+    assert "there is no model and no folder called 'no/such/folder'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:  # the model is missing
+        main(["measure", "gpt2_attention"])
+    assert stopped.value.code == 2
 
 
 def test_progress_shows_every_chapter():

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from interp_edu import recipes, weights
 from interp_edu import superposition as sp
-from interp_edu import training, weights
 
 
 def generator(seed=0):
@@ -156,7 +156,7 @@ def test_packing():
 
 def test_the_shipped_sweep_is_as_good_as_its_manifest_says():
     stated = weights.manifest()["superposition_sweep"]["quality"]
-    measured = training.RECIPES["superposition_sweep"].measure(weights.load("superposition_sweep"))
+    measured = recipes.RECIPES["superposition_sweep"].measure(weights.load("superposition_sweep"))
     assert measured == pytest.approx(stated, abs=1e-4)
     assert 0.97 < stated["d_star_dense_lowest"] <= stated["d_star_dense_highest"] < 1.03
     assert stated["sparsities_on_plateau"] >= 3

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from interp_edu import training, weights
+from interp_edu import recipes, weights
 
 
 @pytest.fixture
@@ -30,15 +30,15 @@ def test_a_missing_file_and_an_unknown_name(folder):
     (folder / "superposition_sweep.safetensors").unlink()
     with pytest.raises(weights.WeightsError, match="is missing: remake it"):
         weights.load("superposition_sweep", folder)
-    with pytest.raises(KeyError, match="there are: superposition_sweep"):
+    with pytest.raises(KeyError, match="there are: gpt2_attention, small, superposition_sweep"):
         weights.load("gpt5", folder)
     with pytest.raises(KeyError, match="there are: superposition_sweep"):
-        training.remake("gpt5", folder)
+        recipes.remake("gpt5", folder)
 
 
 def test_every_shipped_file_is_in_the_manifest_and_has_a_recipe():
     shipped = {path.stem for path in weights.FOLDER.glob("*.safetensors")}
-    assert shipped == set(weights.manifest()) == set(training.RECIPES)
+    assert shipped == set(weights.manifest()) == set(recipes.RECIPES)
     for name in shipped:
         assert all(tensor.isfinite().all() for tensor in weights.load(name).values())
 
@@ -47,8 +47,8 @@ def test_remaking_writes_a_file_that_loads(folder, monkeypatch):
     def tiny(state):
         return {"W": torch.eye(3).half()}
 
-    monkeypatch.setitem(training.RECIPES, "tiny", training.Recipe("A tiny one.", tiny, lambda tensors: {"trace": 3.0}))
-    training.remake("tiny", folder)
+    monkeypatch.setitem(recipes.RECIPES, "tiny", recipes.Recipe("A tiny one.", tiny, lambda tensors: {"trace": 3.0}))
+    recipes.remake("tiny", folder)
     assert torch.equal(weights.load("tiny", folder)["W"], torch.eye(3))
     assert weights.manifest(folder)["tiny"]["quality"] == {"trace": 3.0}
     assert weights.load("superposition_sweep", folder)["W"].shape == (3, 20, 30, 400)

@@ -31,7 +31,7 @@ def load(name: str, folder: Path = FOLDER) -> dict[str, Tensor]:
     entries = manifest(folder)
     if name not in entries:
         raise KeyError(f"no weights are called {name!r}; there are: {', '.join(entries)}")
-    path, remake = folder / f"{name}.safetensors", f"remake it with `python -m interp_edu train {name}`"
+    path, remake = folder / f"{name}.safetensors", f"remake it with `{entries[name]['recipe']}`"
     if not path.exists():
         raise WeightsError(f"{path.name} is missing: {remake}")
     content = path.read_bytes()
