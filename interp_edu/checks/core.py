@@ -193,6 +193,15 @@ class Judge:
             self.fail(f"{claim}: no such answer", seen=answer, expected=" or ".join(map(repr, options)))
         self.that(answer == right, claim, seen=answer, likely=options[answer])
 
+    def judgements(self, answer: Any, statements: Mapping[str, tuple[bool, str]]) -> None:
+        """Checks of true or false: `statements` maps a name to whether it is true, and why."""
+        self.that(isinstance(answer, dict), "a dictionary of judgements is expected", seen=answer)
+        self.that(set(answer) == set(statements), "one judgement for each statement", seen=sorted(map(str, answer)))
+        for name, (truth, why) in statements.items():
+            given = answer[name].item() if isinstance(answer[name], Tensor | np.generic) else answer[name]
+            given = {1: "true", 0: "false"}.get(given, given) if isinstance(given, int) else given
+            self.choice(str(given).lower(), {"true": why, "false": why}, str(truth).lower(), f"statement {name}")
+
 
 def _still_open(answer: Any, judge: "Judge") -> None:
     entries = list(answer.values()) if isinstance(answer, dict) else [answer]
