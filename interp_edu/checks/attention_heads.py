@@ -25,6 +25,7 @@ from interp_edu.transformer import Config
 
 Shape = tuple[int, ...]
 Reasons = dict[str, Any]  # what may have gone wrong, and whether it looks like it
+SMALL = ", small weights (a score is the same for small and large ones: no threshold, nothing added)"
 
 
 def _shaped(judge: Judge, value: Any, shape: Shape, known: Mapping[Shape, str], what: str = "the result") -> Tensor:
@@ -36,8 +37,8 @@ def _shaped(judge: Judge, value: Any, shape: Shape, known: Mapping[Shape, str], 
 
 
 def _number(judge: Judge, value: Any, what: str = "the score") -> Tensor:
-    """A number of any make, as a tensor without axes: also an array of one entry, or a complex number that is real."""
-    number: Any = np.asarray(value) if isinstance(value, complex | np.generic) else value
+    """A number of any make, without axes: also a list or array of one entry, or a complex one that is real."""
+    number: Any = np.asarray(value) if isinstance(value, complex | np.generic | list | tuple) else value
     if isinstance(number, Tensor | np.ndarray):
         if "complex" in str(number.dtype):
             cancel = "eigenvalues come in conjugate pairs: in their sum, imaginary parts cancel"
@@ -56,6 +57,8 @@ def _entries(judge: Judge, answer: Any, *names: str) -> None:
     seen = sorted(map(str, answer)) if isinstance(answer, dict) else answer
     ok = isinstance(answer, dict) and set(answer) == set(names)
     judge.that(ok, f"a dictionary with {', '.join(names)} is expected", seen=seen)
+    for name in (name for name in names if answer[name] is None):
+        judge.fail(f"{name} is None", likely="a number belongs there: does what you call return one?")
 
 
 def _judge_pair(judge: Judge, fn: Any, W: list[Tensor], QK: Tensor, OV: Tensor, case: str) -> None:
@@ -74,15 +77,11 @@ def _judge_pair(judge: Judge, fn: Any, W: list[Tensor], QK: Tensor, OV: Tensor, 
         "this is W_V W_O: the pair is (W_QK, W_OV), in this order": OV.T,
         "divided by the square root of d_head: the score before that division is asked for": QK / d_head**0.5,
         "divided by d_head: the score before any division is asked for": QK / d_head,
-        "only W_Q is used": W[0] @ W[0].T,
     }
     judge.close(first, QK, f"{case}: the score of i with j is e_i^T W_QK e_j", mistakes=mistakes, what="W_QK")
     mistakes = {
         "this is W_V W_O, which acts on rows from the right: a map of columns is its transpose": OV.T,
         "divided by the square root of d_head: only scores are": OV / d_head**0.5,
-        "transposed, and divided by the square root of d_head: only scores are": OV.T / d_head**0.5,
-        "this is W_QK again": QK,
-        "only W_V is used: what comes into the head leaves it by W_O": W[2] @ W[2].T,
     }
     judge.close(second, OV, f"{case}: what j hands over is W_OV e_j", mistakes=mistakes, what="W_OV")
 
@@ -125,7 +124,6 @@ def _judge_sources(judge: Judge, fn: Any, pattern: Tensor, v: Tensor, W_O: Tenso
         (batch, n, d_head): "this is the weighted sum of values: keep an axis for the keys, and apply W_O",
         (batch, n, n): "one number for each pair of positions: the summands are vectors in the stream",
         (n, n, d): f"the axis of the batch is lost: {order}",
-        (batch, n, n, d_head, d): "the axis of the head's own dimensions has to be summed over, as v @ W_O does",
     }
     got = _shaped(judge, judge.call(fn, pattern, v, W_O), (batch, n, n, d), known)
     A, moved = pattern.double()[..., None], torch.einsum("bke,ed->bkd", v.double(), W_O.double())[:, None]
@@ -137,10 +135,8 @@ def _judge_sources(judge: Judge, fn: Any, pattern: Tensor, v: Tensor, W_O: Tenso
         "divided by the number of positions: the output is a sum, not a mean": want / n,
         "each row of the batch has a pattern of its own: the first one's is used for all": A[:1] * moved,
         "each row of the batch has values of its own: the first one's are used for all": A * moved[:1],
-        "all have length 1: how long a summand is tells how much was moved": F.normalize(want, dim=-1),
         "a softmax is taken of the pattern, which has had one": A.softmax(2) * moved,
         "every entry holds the whole sum over keys": want.sum(2, keepdim=True).expand_as(want),
-        "summands are added up along the keys: each stands for itself": want.cumsum(2),
     }
     judge.close(got, want, f"{case}: the summand of key j at query i is A[i, j] times v_j W_O", mistakes=mistakes)
 
@@ -148,7 +144,9 @@ def _judge_sources(judge: Judge, fn: Any, pattern: Tensor, v: Tensor, W_O: Tenso
 def _head_with(judge: Judge, T: Tensor, d_vocab: int, d_model: int) -> list[Tensor]:
     """W_E, W_V, W_O and W_U of a head whose full OV circuit has ten times the eigenvalues of T, and zeros."""
     shapes = ((d_vocab, d_model), (d_model, d_model), (d_model, len(T)), T.shape)
-    E, R, W_V, S = (torch.linalg.qr(judge.randn(*shape))[0] for shape in shapes)
+    E, *others = (judge.randn(*shape) for shape in shapes)
+    E[:, ::2] *= torch.linspace(0, 4, d_vocab).exp()[:, None]  # half of the directions are the last words'
+    E, R, W_V, S = (torch.linalg.qr(x)[0] for x in (E, *others))
     long, S = judge.rand(d_model, low=0.5, high=2.0), S * judge.rand(len(T), low=0.5, high=2.0)
     return [E * long, W_V, 10 * S @ T @ S.inverse() @ (R @ W_V).T, R @ (E / long).T]  # W_U W_E = R, a rotation
 
@@ -165,7 +163,6 @@ def _score_mistakes(W: list[Tensor]) -> dict[str, Tensor]:
     small = (W_O @ W_U) @ (W_E @ W_V)
     values = torch.linalg.eigvals(small)
     real, imag, size, total = values.real, values.imag.abs(), values.abs().sum(), values.real.sum()
-    sigma = torch.linalg.svdvals(W_E @ W_V @ W_O @ W_U)[: len(values)]
     symmetric = torch.linalg.eigvalsh(small)
 
     return {
@@ -175,11 +172,9 @@ def _score_mistakes(W: list[Tensor]) -> dict[str, Tensor]:
         "this is the share of positive eigenvalues: the score weighs them by size": (real > 0).double().mean(),
         "this is a mean of signs: the score is one sum divided by another": (real / values.abs()).mean(),
         "this is the sum of the eigenvalues, the trace: divide by the sum of their sizes": total,
-        "divided by singular values: divide by the sum of the eigenvalues' sizes": total / sigma.sum(),
-        "divided by a Frobenius norm: divide by the sum of the eigenvalues' sizes": total / sigma.norm(),
         "divided by the number of eigenvalues: divide by the sum of their sizes": total / len(values),
         "divided by the largest eigenvalue: divide by the sum of all sizes": total / values.abs().max(),
-        "these are singular values, which are never negative: eigenvalues are asked for": total / total,
+        "always 1: sizes in the numerator as well, or singular values, which are never negative": total / total,
         "only positive eigenvalues are in the numerator: it has all of them": real.clamp_min(0).sum() / size,
         "W_E and W_U are forgotten: these are the eigenvalues of W_V W_O alone": _ratio(W_O @ W_V),
         "W_E is used twice: W_U turns the stream into logits": _ratio(W_O @ W_E.T @ W_E @ W_V),
@@ -214,7 +209,8 @@ def _watched(judge: Judge, fn: Any, *args: Any) -> tuple[Any, int]:
 
 def _judge_score(judge: Judge, fn: Any, W: list[Tensor], want: float, case: str) -> None:
     got = _number(judge, judge.call(fn, *W))
-    mistakes = _score_mistakes(W) if abs(float(got) - want) > 1e-4 and want else {}
+    named = abs(float(got) - want) > 1e-4 and want and not case.endswith(SMALL)
+    mistakes = _score_mistakes(W) if named else {}
     judge.close(got, torch.tensor(want), case, mistakes=mistakes, what="the score")
 
 
@@ -222,12 +218,13 @@ def _judge_score(judge: Judge, fn: Any, W: list[Tensor], want: float, case: str)
 def copying_score(fn: Any, judge: Judge) -> None:
     a = math.radians(60)
     turn = torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]])
-    for d_vocab, d_model in ((11, 8), (23, 9), (60, 16)):
+    for d_vocab, d_model, gain in ((11, 8, 1.0), (23, 9, 0.05), (60, 16, 1.0)):
         reals, sign = judge.rand(_size(judge, 2, 4), low=-1.0, high=1.5), 1 if judge.rand(1) < 0.5 else -1
         # Two turns, by 60 and by 120 degrees: real parts are half of the sizes 1.3 and 0.7, each of them twice.
         T = sign * torch.block_diag(torch.diag(reals), 1.3 * turn, 0.7 * turn @ turn)
         want = sign * (float(reals.sum()) + 1.3 - 0.7) / (float(reals.abs().sum()) + 2.6 + 1.4)
-        _judge_score(judge, fn, _head_with(judge, T, d_vocab, d_model), want, f"a head with {d_vocab} words")
+        W, case = _head_with(judge, T, d_vocab, d_model), f"a head with {d_vocab} words"
+        _judge_score(judge, fn, [gain * w for w in W], want, case if gain == 1 else case + SMALL)
     cases = {  # the full OV circuit of two or three words, and its score
         "each word raises itself": (torch.eye(3), 1.0),
         "each word lowers itself": (-torch.eye(3), -1.0),
@@ -242,12 +239,12 @@ def copying_score(fn: Any, judge: Judge) -> None:
         W = [judge.randn(9, 6), judge.randn(6, 2), judge.randn(2, 6), judge.randn(6, 9)]
         W[place] = torch.zeros_like(W[place])
         _judge_score(judge, fn, W, 0.0, f"a head of zeros ({name} = 0) has score 0")
-    V = 250
-    W = [judge.randn(V, 6), judge.randn(6, 2), judge.randn(2, 6), judge.randn(6, V)]
+    V, T = 250, torch.block_diag(torch.tensor([1.0, -0.4]).diag(), 1.3 * turn)
+    W = _head_with(judge, T, V, 6)
     got, numel = min((_watched(judge, fn, *W) for _ in range(2)), key=operator.itemgetter(1))  # what a first call loads
-    whole = _ratio(W[2].double() @ W[3].double() @ W[0].double() @ W[1].double())
-    judge.close(_number(judge, got), whole, f"a head with {V} words", tol=1e-3, what="the score")
-    seen = f"with {V} words, 6 dimensions and d_head 2, something of {numel:,} numbers"
+    likely, whole = "do all words count, the last ones too?", torch.tensor((0.6 + 1.3) / (1.4 + 2.6))
+    judge.close(_number(judge, got), whole, f"a head with {V} words", tol=1e-3, what="the score", likely=likely)
+    seen = f"with {V} words, 6 dimensions and d_head 4, something of {numel:,} numbers"
     likely = "AB and BA have the same eigenvalues, zeros apart: cut W_E W_V W_O W_U in two so that BA is small"
     judge.that(numel < V**2, "no matrix of d_vocab by d_vocab is made", seen=seen, likely=likely)
 
@@ -262,36 +259,33 @@ def _composed(W: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return together / (a * b)
 
     together, writes, reads = (M.square().sum().sqrt() for M in (OV @ KQ, OV, KQ))
-    factors = math.prod(w.double().square().sum().sqrt() for w in W)
     want = together / (writes * reads)
     return want, {
         "this is Q-composition, with W_Q W_K^T: what the queries read of the sender": score(OV, KQ.T),
         "OV is transposed: what the sender writes, by W_O, has to meet what the keys read, by W_K": score(OV.T, KQ),
         "sender and receiver are exchanged, or the product is in the wrong order": score(KQ, OV),
         "the norms are missing: divide by that of OV and that of W_K W_Q^T": together,
-        "divided by the sender's norm only": together / writes,
-        "divided by the receiver's norm only": together / reads,
+        "divided by one norm only: divide by both, the sender's and the receiver's": together / writes,
         "divided by the sum of the norms: divide by their product": together / (writes + reads),
         "the norms are squared: take the roots": want.square(),
-        "divided by the norms of all four matrices: by those of the products OV and W_K W_Q^T": together / factors,
         "this is the spectral norm, the largest singular value: Frobenius is asked for": score(OV, KQ, 2),
         "this is the nuclear norm, the sum of singular values: Frobenius is asked for": score(OV, KQ, "nuc"),
         "the receiver's W_Q is left out": score(OV, W_K),
         "the receiver's W_K is left out: these are queries": score(OV, W_Q),
         "the sender's W_V is left out: OV = W_V W_O": score(W_O, KQ),
-        "the sender's W_V and the receiver's W_Q are left out": score(W_O, W_K),
         "this is in units of the baseline 1/sqrt(d_model): the plain score is asked for": want * len(OV) ** 0.5,
     }
 
 
 @exercise("Composition: heads that read heads")
 def k_composition(fn: Any, judge: Judge) -> None:
-    for d_model, sender, receiver, gain in ((9, 2, 3, 1.0), (12, 5, 4, 7.0), (40, 6, _size(judge, 7, 11), 0.3)):
+    sizes = (9, 2, 3, 7.0, 1.0), (12, 5, 4, 1.0, 1e-3), (40, 6, _size(judge, 7, 11), 1e-3, 0.2)
+    for d_model, sender, receiver, *gains in sizes:
         shapes = ((d_model, sender), (sender, d_model), (d_model, receiver), (d_model, receiver))
-        W = [gain * judge.randn(*shape) for shape in shapes]
+        W = [gains[i // 2] * judge.randn(*shape) for i, shape in enumerate(shapes)]
         (want, mistakes), got = _composed(W), _number(judge, judge.call(fn, *W))
-        case = f"d_head is {sender} in the sender and {receiver} in the receiver"
-        judge.close(got, want, case, mistakes=mistakes, tol=1e-5, what="the score")
+        case = f"d_head is {sender} in the sender and {receiver} in the receiver{SMALL * (min(gains) < 1)}"
+        judge.close(got, want, case, mistakes=mistakes if min(gains) == 1 else {}, tol=1e-5, what="the score")
     hands = {  # what the keys read; the sender writes along dimension 2
         "the keys read just what the sender writes, by hand": ([0.0, 0.0, 5.0, 0.0], 1.0),
         "the keys read nothing of what the sender writes, by hand": ([0.0, 5.0, 0.0, 1.0], 0.0),
@@ -311,7 +305,7 @@ def k_composition(fn: Any, judge: Judge) -> None:
 def _terms(args: list[Tensor], mistake: str = "") -> Tensor:
     """All terms in float64, or what a mistake makes of them. `args`: parts, W_Q, b_Q, W_K, b_K."""
     parts, W_Q, b_Q, W_K, b_K = (x.double() for x in args)
-    stream, root = parts.sum(dim=0), math.sqrt(W_Q.shape[1])
+    stream, root = parts.sum(dim=0), math.sqrt(W_Q.shape[int(mistake != "d_model")])
     variance = stream.var(dim=-1, correction=int(mistake == "unbiased"), keepdim=True)
     scale = {
         "no eps": variance.sqrt(),
@@ -320,6 +314,7 @@ def _terms(args: list[Tensor], mistake: str = "") -> Tensor:
         "variance": variance + 1e-5,
         "no scale": torch.ones_like(variance),
         "one scale": stream.std(correction=0).expand_as(variance),
+        "rms": (stream.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt(),
     }.get(mistake, (variance + 1e-5).sqrt())
     means = {"no mean": torch.zeros(1), "stream's mean": stream.mean(dim=-1, keepdim=True)}
     centred = parts - means.get(mistake, parts.mean(dim=-1, keepdim=True))
@@ -327,13 +322,14 @@ def _terms(args: list[Tensor], mistake: str = "") -> Tensor:
     q, k = x @ W_Q, (centred if mistake == "query's scale" else x) @ W_K
     if mistake == "bias everywhere":
         q, k = q + b_Q, k + b_K
-    b_q, b_k = (b.expand_as(q[:1]) / (scale if mistake == "scaled bias" else 1) for b in (b_Q, b_K))
+    over = {"scaled bias": "qk", "scaled query bias": "q", "scaled key bias": "k"}.get(mistake, "")
+    b_q, b_k = (b.expand_as(q[:1]) / (scale if side in over else 1) for side, b in (("q", b_Q), ("k", b_K)))
     sides = ([b_q, q], [b_k, k]) if mistake == "bias first" else ([q, b_q], [k, b_k])
     terms = torch.einsum("aqe,cke->acqk", *map(torch.cat, sides)) / root
     if mistake == "query's scale":
         terms[:, :-1] = terms[:, :-1] / scale
     after = {"no root": terms * root, "d_head": terms / root}
-    after |= {"parts": terms.transpose(0, 1), "positions": terms.mT, "mask": terms.tril(), "softmax": terms.softmax(-1)}
+    after |= {"parts": terms.transpose(0, 1), "positions": terms.mT, "mask": terms.tril()}
     return after.get(mistake, terms)
 
 
@@ -348,16 +344,19 @@ TERM_MISTAKES = {
     "no scale": "the division by LayerNorm's scale is missing",
     "variance": "divided by the variance: LayerNorm divides by its root",
     "one scale": "one scale for the whole row: each position has its own",
+    "rms": "the root of the stream's mean square: LayerNorm's scale is that of the centred stream",
     "query's scale": "keys are divided by the scale of the query's position: each position has its own",
     "scaled bias": "the biases are divided by LayerNorm's scale: they are added after it",
+    "scaled query bias": "the query's bias is divided by LayerNorm's scale, on its side only: it is added after it",
+    "scaled key bias": "the key's bias is divided by LayerNorm's scale, on its side only: it is added after it",
     "bias everywhere": "the bias is added to every part, so it counts many times: it is one part more",
     "bias first": "the bias is the first part here: it is to be the last",
     "no root": "the scores are not divided by the square root of d_head",
     "d_head": "the scores are divided by d_head, not by its square root",
+    "d_model": "the scores are divided by the square root of d_model, not of d_head",
     "mask": "a mask is applied: unmasked scores are asked for",
     "parts": "the first two axes are exchanged: first the query's part, then the key's",
     "positions": "the last two axes are exchanged: first the query's position, then the key's",
-    "softmax": "a softmax is taken: terms of scores are asked for",
 }
 
 
@@ -382,8 +381,9 @@ def score_terms(fn: Any, judge: Judge) -> None:
         got = _shaped(judge, got, tuple(want.shape), known)
         off = float((got - want).sum(dim=(0, 1)).abs().max())
         sums = f"their sum over the first two axes is off by up to {off:.2g}: compare it with the whole stream's scores"
-        if off < 1e-4 * float(want.abs().max()):
-            sums = "the terms do add up to the scores, but the single ones are others"
+        if off < 1e-3 * float(want.abs().max()):
+            own = "each part is centred by its own mean and divided by the whole stream's scale"
+            sums = f"the terms do add up to the scores, but the single ones are others: {own}"
         wrong = float((got - want).abs().max()) > 1e-4
         mistakes = {text: _terms(args, name) for name, text in TERM_MISTAKES.items() if wrong}
         judge.close(got, want, f"{P} part{'s' * (P > 1)} and the bias, {n} positions", mistakes=mistakes, likely=sums)
@@ -404,10 +404,13 @@ class _Wired:
         spread, own = max(of.values()) - min(of.values()), of.pop(source)
         rival = max(of, key=lambda word: of[word])
         gap, sources = own - of[rival], {s for s, _, _ in self.triples}
+        wired = "is this rule wired? (out words may repeat)"
+        low = float(self.scores[asking].index_fill(0, torch.tensor([0, source]), math.inf).min())
         sharp = f"it scores {gap:.1f} more than word {rival}; scores are divided by sqrt(d_head), make them larger"
         return {
             "queries and keys are exchanged: destinations ask (W_Q), sources answer (W_K)": turned > own + 1,
             "it attends to all alike: what the destination asks for is not what the source answers": spread < 1e-3,
+            f"destination {asking} does not ask for source {source}: {wired}": own < low + 1e-3,
             f"the right place, but not sharply: {sharp}": gap > 0.5,
             "its resting place, word 0, scores as high as a source that matches, or higher: rest with less": rival == 0,
             "it attends to the source of another triple: queries and keys need a dimension for each": rival in sources,
@@ -419,7 +422,7 @@ class _Wired:
         """Why attention to the right source, by the last of `words`, did not write what it should have: `out`."""
         word = next(word for s, _, word in self.triples if s == source)
         rest = out.index_fill(0, torch.tensor(word), 0).abs()
-        at, clean, silent = int(rest.argmax()), rest.max() < 0.05, out[word].abs() < 0.05
+        at, clean, silent = int(rest.argmax()), rest.max() < 0.02, out[word].abs() < 0.02
         misread = silent and self.OV[words[-1], word] > 0.9
         return {
             "the value is the destination's: what moves comes from the attended word, the source": misread,
@@ -437,12 +440,13 @@ class _Wired:
         culprit = int(seen[(of.softmax(0) * self.OV[seen].abs().amax(dim=1)).argmax()])
         stranger = culprit not in {s for s, _, _ in self.triples}
         leaks = self.scores[asking, culprit] < of.max() - 0.5
+        root = " (scores are divided by sqrt(d_head))"
         nothing = "a query that asks for nothing here spreads over all, sources too"
         return {
             "word 0 has a value: the resting place must be one from which nothing comes": culprit == 0,
             f"word {culprit}, which is no source, has a value: only sources may": stranger,
             f"no resting place: {nothing}; give every query a score with word 0": of.max() - of.min() < 1,
-            "the resting place does not hold it: sources that do not match must score far lower": leaks,
+            f"the resting place does not hold it: other sources must score far lower{root}": leaks,
             "it attends to the source of another triple: queries and keys need a dimension for each": source >= 0,
             "a source attends to itself: only its destination may ask for it": asking == culprit,
             f"word {asking} is no destination, but asks for the source {culprit}": True,
@@ -484,7 +488,7 @@ def skip_trigram_head(fn: Any, judge: Judge) -> None:
         if n == 12:
             outs[:4] = words[0], words[-1], outs[5], outs[5]  # a source of the list, and one word three times
         triples = list(zip(words[:n], words[n : 2 * n], outs, strict=True))
-        shapes: Any = {"W_Q": (V, "d_head"), "W_K": (V, "d_head"), "W_V": (V, "values"), "W_O": ("values", V)}
+        shapes: Any = {"W_Q": (V, "d_head"), "W_K": (V, "d_head"), "W_V": (V, "n"), "W_O": ("n", V)}
         W = _matrices(judge, judge.call(fn, list(triples), V), shapes)
         judge.that(W["W_Q"].shape[1] > 0, "d_head is at least 1", seen=0)
         scores = W["W_Q"] @ W["W_K"].T / math.sqrt(W["W_Q"].shape[1])
@@ -502,7 +506,7 @@ def _judge_head(judge: Judge, head: _Wired, rows: Tensor) -> None:
     pattern = scores.masked_fill(~causal, -math.inf).softmax(-1)
     found, written, want = (pattern * sought).sum(-1), pattern @ head.OV[rows], out_of[rows] * holds[..., None]
     off = (written - want).abs()
-    wrong = off.amax(-1) > 0.05
+    wrong = off.amax(-1) > 0.02
     attention = "after its source, a destination gives its sources more than 0.99 of its attention"
     tests: dict[str, tuple[Tensor, Any]] = {
         attention: (holds & (found <= 0.99), head.why_elsewhere),
@@ -517,10 +521,11 @@ def _judge_head(judge: Judge, head: _Wired, rows: Tensor) -> None:
             most = int(off[row, at].argmax())
             shown = " ".join(map(str, words if at < 12 else [*words[:4], "...", *words[-6:]]))
             rule = next((f"rule {triple}" for triple in head.triples if triple[1] == words[-1]), "no rule")
-            does = f"{written[row, at, most]:.2f} is written for word {most}"
+            does = f"{written[row, at, most]:.3g} is written for word {most}"
             does = f"{found[row, at]:.2f} goes to word {source}" if claim == attention else does
             case = f"{does} at the end of the row {shown} ({rule}; {len(head.triples)} in all)"
-            expected = "more than 0.99" if claim == attention else f"{want[row, at, most]:.0f}"
+            expected = "1, give or take 0.02" if want[row, at, most] else "at most 0.02"
+            expected = "more than 0.99" if claim == attention else expected
             judge.fail(claim, seen=case, expected=expected, likely=_first(why(words, source, written[row, at])))
 
 
@@ -539,26 +544,30 @@ def _copying(seed: int) -> tuple[Tensor, Tensor]:
     return full, plain
 
 
+LIMITS = (0.0, 0.1, 0.2, 0.4, 0.5, 0.7)  # of attention, where more than 0.3 is asked for
+
+
 @functools.cache
 def _effects() -> dict[str, Tensor]:
     """What each head of seed 1 does to the logit of the word that it attends to, [layer, head], and what slips give."""
+    names = ("mean", "unscaled", "unfolded", "median", *(f"{limit}" for limit in LIMITS))
     model, cfg = load("tinyworld", seed=1), tinyworld.CONFIG
-    p, rows = model.state_dict(), tinyworld.batch(random.Random(789), tinyworld.TOKENIZER, 100)
+    p, rows = model.state_dict(), tinyworld.batch(random.Random(789), tinyworld.TOKENIZER, 400)
     _, cache = run_with_cache(model, rows, lambda name: name.endswith(("pattern", "hook_z", "ln_final.hook_scale")))
     unembed = p["unembed.W_U"] - p["unembed.W_U"].mean(dim=1, keepdim=True)
-    found = torch.zeros(4, cfg.n_layers, cfg.n_heads)
+    found = torch.zeros(len(names), cfg.n_layers, cfg.n_heads)
     for layer, head in itertools.product(range(cfg.n_layers), range(cfg.n_heads)):
         at = f"blocks.{layer}"
         constant = p[f"{at}.ln1.b"] @ p[f"{at}.attn.W_V"][head] + p[f"{at}.attn.b_V"][head]  # wherever it attends
         weight, key = cache["pattern", layer][:, head].tril(-1)[..., 1:].max(dim=-1)
-        asked = weight > 0.3
-        written = (cache["z", layer][:, :, head][asked] - constant) @ p[f"{at}.attn.W_O"][head]
-        reads, scale = unembed.T[rows.gather(1, key + 1)[asked]], cache["ln_final.hook_scale"][asked][:, 0]
+        reads, scale = unembed.T[rows.gather(1, key + 1)], cache["ln_final.hook_scale"][..., 0]
+        written = (cache["z", layer][:, :, head] - constant) @ p[f"{at}.attn.W_O"][head]
         written = written - written.mean(dim=-1, keepdim=True)
         whole, plain = (written * p["ln_final.w"] * reads).sum(dim=-1), (written * reads).sum(dim=-1)
-        results = [(whole / scale).mean(), whole.mean(), (plain / scale).mean(), (whole / scale).median()]
-        found[:, layer, head] = torch.stack(results)
-    return dict(zip(("mean", "unscaled", "unfolded", "median"), found, strict=True))
+        asked, effect = weight > 0.3, whole / scale
+        results = [effect[asked].mean(), whole[asked].mean(), (plain / scale)[asked].mean(), effect[asked].median()]
+        found[:, layer, head] = torch.stack([*results, *(effect[weight > limit].mean() for limit in LIMITS)])
+    return dict(zip(names, found, strict=True))
 
 
 @exercise("From the weights, then on data")
@@ -574,9 +583,9 @@ def negative(answer: Any, judge: Judge) -> None:
     likely = "the sum of the eigenvalues of its full OV circuit over the sum of their sizes"
     likely = "the sign: negative eigenvalues lower logits" if abs(score + own) < 0.05 else likely
     judge.that(abs(score - own) < 0.05, f"the copying score of {name}", seen=score, expected=own, likely=likely)
-    tolerance = max(0.1, 0.4 * abs(truth))
+    tolerance = max(0.05, 0.29 * abs(truth))  # for samples of 20 rows and more
     claim = f"the mean effect of {name} on the logit of the word that it attends to"
-    there, likely = f"{truth:.2f}, give or take {tolerance:.2f} for your rows", _first(_why_that_effect(here, effect))
+    there, likely = f"{truth:.2f}, give or take {tolerance:.2f}", _why_that_effect(here, effect, tolerance)
     judge.that(abs(effect - truth) < tolerance, claim, seen=effect, expected=there, likely=likely)
 
 
@@ -589,31 +598,33 @@ def _why_that_head(here: tuple[int, int], score: float) -> Reasons:
         **{f"in the model of seed {i} it is this one: take seed 1": t[here] == t.min() for i, t in other.items()},
         "layer and head exchanged?": inside and table[turned] < table.min() + 0.05,
         "its score is one of the highest: the lowest is asked for": table[here] > table.max() - 0.01,
-        "its score is nearest to zero: the lowest is the most negative one": table[here].abs() == table.abs().min(),
         "W_V W_O has negative eigenvalues here, but W_E comes before it and W_U behind it": plain[here] < -0.9,
         "copying_score(full_ov(model, layer, head, model.embed.W_E)) of every head, and the lowest of all": True,
     }
 
 
-def _why_that_effect(here: tuple[int, int], effect: float) -> Reasons:
+def _why_that_effect(here: tuple[int, int], effect: float, tolerance: float) -> str:
     """What led to an effect that is not this head's mean effect."""
     own = {kind: float(table[here]) for kind, table in _effects().items()}
-    gap = (_effects()["mean"] - effect).abs()
-    layer, head = divmod(int(gap.argmin()), gap.shape[1])
-
-    def about(value: float) -> bool:
-        return abs(effect - value) < 0.15 * abs(value)
-
-    return {
-        "the sign: this head lowers the logit of what it attends to": about(-own["mean"]),
-        f"that is about the effect of L{layer}H{head}: take that of your head": gap.min() < 0.1 * abs(effect),
-        "the last LayerNorm's division is missing: W_U reads the stream over its scale": about(own["unscaled"]),
-        "LayerNorm is not folded: what W_U reads lacks its weights": about(own["unfolded"]),
-        "this may be the median: the mean is asked for": about(own["median"]),
-        "this is the score again: the effect is measured on rows of the corpus": about(float(_copying(1)[0][here])),
-        "a mean over queries is asked for, not their sum": abs(effect) > 5,
-        "effect_on_attended(model, rows)[layer, head], with 100 rows of the corpus and the model of seed 1": True,
+    kinds = {
+        "this may be the median: the mean is asked for": own["median"],
+        "the last LayerNorm's division is missing: W_U reads the stream over its scale": own["unscaled"],
+        "LayerNorm is not folded: what W_U reads lacks its weights": own["unfolded"],
+        "this is the score again: the effect is measured on rows of the corpus": float(_copying(1)[0][here]),
+        **{f"queries with more than {x} of the attention are taken: 0.3 is asked for": own[f"{x}"] for x in LIMITS},
     }
+    near = {text: abs(effect - value) for text, value in kinds.items()}
+    near = {text: gap for text, gap in near.items() if gap < max(0.007, 0.05 * abs(kinds[text]))}
+    gaps = (_effects()["mean"] - effect).abs()
+    layer, head = divmod(int(gaps.argmin()), gaps.shape[1])
+    reasons = {
+        "the sign: this head lowers the logit of what it attends to": abs(effect + own["mean"]) < tolerance,
+        "; or ".join(sorted(near, key=lambda text: near[text])[:2]): near,
+        f"that is about the effect of L{layer}H{head}: take that of your head": gaps.min() < 0.05 * abs(effect),
+        "a mean over queries is asked for, not their sum": abs(effect) > 5,
+        "effect_on_attended(model, rows)[layer, head], its 0.3 untouched, with 100 rows and the model of seed 1": True,
+    }
+    return _first(reasons)
 
 
 GPT2_SMALL = Config(n_layers=12, d_model=768, n_ctx=1024, d_head=64, n_heads=12, d_vocab=50257, d_mlp=3072)
@@ -637,9 +648,8 @@ def speaker(answer: Any, judge: Judge) -> None:
     turned = head < 9 and bool(mean[head, layer] == mean.max())
     exchanged = "layer and head exchanged?" if turned else "the table is [layer, head, layer, head], sender first"
     judge.that(layer < 9, "a head of layers 0 to 8", seen=f"L{layer}H{head}", likely=exchanged)
-    reasons = {
+    reasons: Reasons = {
         "layer and head exchanged?": turned,
-        "the lowest, where the highest is asked for": mean[here] == mean.min(),
         "average over the three name movers, then take the head with the largest": True,
     }
     slips = {
@@ -652,21 +662,25 @@ def speaker(answer: Any, judge: Judge) -> None:
     claim = "the head that the queries of the three name movers read most, on average"
     judge.that(mean[here] == mean.max(), claim, seen=seen, likely=_first(reasons))
     times, best = float(_number(judge, answer["times_baseline"], "times_baseline")), float(mean.max())
-    three, alone = sorted(read["q"][:, layer, head].tolist()), "this is one of the three alone, or"
+    three = read["q"][:, layer, head]
+    others = float(three.square().mean().sqrt()), float(three.log().mean().exp())
+    blurred = min(abs(times - value) for value in others) < 5e-5
+    alone = "alone reads, or a median or maximum: the mean of the three is asked for"
     values = {
         "this is the sum over the three: their mean is asked for": 3 * best,
         "this is the score itself: divide it by the baseline, 1/sqrt(768)": best / math.sqrt(768),
         "this is the inverse, or the baseline of d_head: divide the score by 1/sqrt(768)": 1 / best,
-        "multiplied by 768: divide by 1/sqrt(768)": best * math.sqrt(768),
+        "this is in percent: the plain ratio is asked for": 100 * best,
+        "divided by the mean of all heads: the baseline is 1/sqrt(768)": best / float(mean.mean()),
         "this is how much more than the baseline it is: divide by the baseline, and subtract nothing": best - 1,
         "this is for the head that comes second": float(mean.flatten().sort().values[-2]),
-        f"{alone} the smallest: their mean is asked for": three[0],
-        f"{alone} the median: their mean is asked for": three[1],
-        f"{alone} the largest: their mean is asked for": three[2],
+        **{f"this is what L{i}H{j} {alone}": float(v) for (i, j), v in zip(NAME_MOVERS, three, strict=True)},
     }
     reasons = {text: abs(times - value) < 0.005 * value for text, value in values.items()}
-    ok, claim = abs(times - best) < 0.02 or abs(times - round(best, 1)) < 1e-6, "their mean, over the baseline"
-    judge.that(ok, claim, seen=times, expected=best, likely=_first(reasons))
+    ok = abs(times - best) < 0.02 and not blurred
+    ok, claim = ok or abs(times - round(best, 1)) < 1e-6, "their mean, over the baseline"
+    likely = "a root mean square, or a geometric mean: the plain mean is asked for" if blurred else _first(reasons)
+    judge.that(ok, claim, seen=times, expected=best, likely=likely)
 
 
 STATEMENTS = {

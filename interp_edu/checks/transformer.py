@@ -49,11 +49,12 @@ def _matrices(judge: Judge, answer: Any, shapes: dict[str, tuple[int | str, ...]
     for name, shape in shapes.items():
         value = answer[name]
         given = tuple(value.shape) if isinstance(value, Tensor) else np.shape(value)
-        if len(given) == len(shape):
-            for part, size in zip(shape, given, strict=True):
-                if isinstance(part, str):
-                    free.setdefault(part, size)
-        found[name] = judge.tensor(value, tuple(free.get(p, 1) if isinstance(p, str) else p for p in shape), name)
+        known = tuple(free.get(part, part) if isinstance(part, str) else part for part in shape)
+        found[name] = judge.tensor(value, given, name)
+        if len(given) != len(known) or any(isinstance(k, int) and k != n for k, n in zip(known, given, strict=True)):
+            expected = str(known).replace("'", "")  # a size that is still free is shown as its word
+            judge.fail(f"{name} has the wrong shape", seen=str(given), expected=expected)
+        free.update((part, size) for part, size in zip(known, given, strict=True) if isinstance(part, str))
     return found
 
 

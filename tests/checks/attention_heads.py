@@ -45,14 +45,13 @@ TWO = Answers(
         (lambda Q, K, V, O: (Q @ K.T / math.sqrt(Q.shape[1]), (V @ O).T), "before that division"),
         (lambda Q, K, V, O: (Q @ K.T / Q.shape[1], (V @ O).T), "before any division"),
         (lambda Q, K, V, O: (Q @ K.T, (V @ O).T / math.sqrt(Q.shape[1])), "only scores are"),
-        (lambda Q, K, V, O: (Q @ K.T, V @ O / math.sqrt(Q.shape[1])), "transposed, and divided"),
+        (lambda Q, K, V, O: (Q @ K.T, V @ O / math.sqrt(Q.shape[1])), "W_OV e_j"),
         (lambda Q, K, V, O: (Q.T @ K, (V @ O).T), "their W_Q^T W_K is W_Q @ W_K.T here"),
         (lambda Q, K, V, O: (Q @ K.T, O @ V), "their W_O W_V is W_O.T @ W_V.T here"),
         (lambda Q, K, V, O: ((V @ O).T, Q @ K.T), "in this order"),
         (lambda Q, K, V, O: (V @ O, Q @ K.T), "in this order"),
-        (lambda Q, K, V, O: (Q @ Q.T, (V @ O).T), "only W_Q is used"),
-        (lambda Q, K, V, O: (Q @ K.T, (Q @ K.T)), "W_QK again"),
-        (lambda Q, K, V, O: (Q @ K.T, V @ V.T), "only W_V is used"),
+        (lambda Q, K, V, O: (Q @ Q.T, (V @ O).T), "e_i^T W_QK e_j"),
+        (lambda Q, K, V, O: (Q @ K.T, (Q @ K.T)), "W_OV e_j"),
         (lambda Q, K, V, O: (Q @ K, (V @ O).T), "your code raised RuntimeError"),
         (lambda Q, K, V, O: Q @ K.T, "a pair"),
         (lambda Q, K, V, O: {"QK": Q @ K.T, "OV": (V @ O).T}, "a pair"),
@@ -106,12 +105,11 @@ SOURCES = Answers(
         (lambda A, v, W_O: torch.einsum("bqk,bke,ed->bqkd", A, v, W_O) / A.shape[1], "a sum, not a mean"),
         (lambda A, v, W_O: (v @ W_O)[:, None].expand(-1, A.shape[1], -1, -1), "the pattern is not used"),
         (lambda A, v, W_O: torch.einsum("bqk,bke,ed->bqkd", A, v, W_O).norm(dim=-1), "vectors in the stream"),
-        (lambda A, v, W_O: F.normalize(torch.einsum("bqk,bke,ed->bqkd", A, v, W_O), dim=-1), "all have length 1"),
+        (lambda A, v, W_O: F.normalize(torch.einsum("bqk,bke,ed->bqkd", A, v, W_O), dim=-1), "A[i, j] times v_j W_O"),
         (lambda A, v, W_O: torch.einsum("bqk,bke,ed->bqkd", A.softmax(-1), v, W_O), "which has had one"),
         (lambda A, v, W_O: (A @ v @ W_O)[:, :, None].expand(*A.shape, -1), "the whole sum over keys"),
         (lambda A, v, W_O: torch.einsum("bqk,bke,ed->qkd", A, v, W_O), "the axis of the batch is lost"),
-        (lambda A, v, W_O: torch.einsum("bqk,bke,ed->bqked", A, v, W_O), "has to be summed over"),
-        (lambda A, v, W_O: torch.einsum("bqk,bke,ed->bqkd", A, v, W_O).cumsum(2), "each stands for itself"),
+        (lambda A, v, W_O: torch.einsum("bqk,bke,ed->bqked", A, v, W_O), "wrong shape"),
         (lambda A, v, W_O: A[..., None] * (v @ W_O.T)[:, None], "your code raised RuntimeError"),
         (lambda A, v, W_O: A[..., None] * (v[:1] @ W_O)[:, None], "values of its own"),
         (all_with_the_first, "a pattern of its own"),
@@ -167,6 +165,8 @@ COPYING = Answers(
         in_numpy,
         lambda *W: score(torch.linalg.eigvals(small(*W))),
         lambda *W: score(torch.linalg.eigvals(((W[0] @ W[1]).T @ (W[2] @ W[3]).T).double())),
+        lambda *W: [score(torch.linalg.eigvals(small(*W)))],
+        lambda *W: (v := torch.linalg.eigvals(small(*W))).real.sum() / (v.abs().sum() + 1e-8),
         lambda *W: torch.tensor([score(torch.linalg.eig(small(*W)).eigenvalues)]),
         lambda *W: torch.nan_to_num((v := torch.linalg.eigvals(small(*W))).sum() / v.abs().sum()),
     ],
@@ -183,6 +183,11 @@ COPYING = Answers(
         (of_eigenvalues(lambda v: v.real / v.abs()), "wrong shape"),
         (of_eigenvalues(lambda v: v.abs().sum() / v.real.sum()), "with"),
         (lambda *W: score(torch.linalg.svdvals(small(*W))), "never negative"),
+        (of_eigenvalues(lambda v: v.abs().sum() / v.abs().sum()), "sizes in the numerator as well"),
+        (of_eigenvalues(lambda v: v.real.sum() / (v.abs().sum() + 1e-4)), "nothing added"),
+        (of_eigenvalues(lambda v: v.real.sum() / v.abs().sum() * (v.abs().sum() > 0.1)), "no threshold"),
+        (of_eigenvalues(lambda v: score(v * (v.abs() > 1e-2))), "no threshold"),
+        (lambda E, V, O, U: score(torch.linalg.eigvals(small(E[:200], V, O, U[:, :200]))), "the last ones too"),
         (lambda *W: score(torch.linalg.eigvalsh(small(*W))), "symmetric"),
         (lambda E, V, O, U: score(torch.linalg.eigvals(O @ V)), "W_E and W_U are forgotten"),
         (lambda E, V, O, U: score(torch.linalg.eigvals(V @ O)), "W_E and W_U are forgotten"),
@@ -252,6 +257,7 @@ COMPOSITION = Answers(
         lambda V, O, Q, K: attention_heads.composition_scores(
             attention_heads.LowRank(V[None], O[None]), attention_heads.LowRank(K[None], Q.T[None])
         ),
+        upper(lambda both, a, b: both / (a * b + 1e-8)),  # so small that it is no mistake
         lambda V, O, Q, K: (norm(V @ O @ K @ Q.T) / (norm(O.T @ V.T) * norm(Q @ K.T))).nan_to_num(),
     ],
     wrong=[
@@ -259,8 +265,12 @@ COMPOSITION = Answers(
         (composed(lambda V, O: (V @ O).T, KQ), "OV is transposed"),
         (lambda V, O, Q, K: composed(KQ, OV)(Q, K, V, O), "in the wrong order"),
         (upper(lambda both, a, b: both), "the norms are missing"),
-        (upper(lambda both, a, b: both / a), "the sender's norm only"),
-        (upper(lambda both, a, b: both / b), "the receiver's norm only"),
+        (upper(lambda both, a, b: both / a), "one norm only"),
+        (upper(lambda both, a, b: both / b), "d_head is"),
+        (upper(lambda both, a, b: both / (a * b + 1e-3)), "a score is the same for small and large ones"),
+        (upper(lambda both, a, b: both / (a * b) * (a > 1e-3)), "nothing added"),
+        (upper(lambda both, a, b: both / (a * b) * (b > 1e-3)), "no threshold"),
+        (upper(lambda both, a, b: both / (a * b) * (a * b > 1e-3)), "no threshold"),
         (upper(lambda both, a, b: both / (a + b)), "by their product"),
         (upper(lambda both, a, b: (both / (a * b)) ** 2), "take the roots"),
         (composed(OV, KQ, lambda M: torch.linalg.matrix_norm(M, 2)), "spectral norm"),
@@ -269,10 +279,10 @@ COMPOSITION = Answers(
         (composed(OV, lambda Q, K: K), "W_Q is left out"),
         (composed(OV, lambda Q, K: Q), "W_K is left out"),
         (composed(lambda V, O: O, KQ), "W_V is left out"),
-        (composed(lambda V, O: O, lambda Q, K: K), "W_V and the receiver's W_Q are left out"),
+        (composed(lambda V, O: O, lambda Q, K: K), "d_head is"),
         (upper(lambda both, a, b: both / (a * b) * 40**0.5), "d_head is"),
         (lambda V, O, Q, K: upper(lambda both, a, b: both / (a * b) * len(V) ** 0.5)(V, O, Q, K), "the baseline"),
-        (lambda V, O, Q, K: norm(V @ O @ K @ Q.T) / math.prod(map(norm, (V, O, Q, K))), "all four matrices"),
+        (lambda V, O, Q, K: norm(V @ O @ K @ Q.T) / math.prod(map(norm, (V, O, Q, K))), "d_head is"),
         (composed(OV, lambda Q, K: K.T @ Q), "your code raised RuntimeError"),
         (composed(OV, lambda Q, K: K @ Q), "your code raised RuntimeError"),
         (without_guard, "0 divided by 0"),
@@ -325,15 +335,29 @@ def with_infinities(*args):
     return t.masked_fill(torch.ones(t.shape[-2:]).triu(1).bool(), -math.inf)
 
 
+def from_normed(x, *weights):
+    """The terms, if x is what the head reads of each part."""
+    W_Q, b_Q, W_K, b_K = (w.to(x.dtype) for w in weights)
+    q = torch.cat([x @ W_Q, b_Q.expand(1, x.shape[1], -1)])
+    k = torch.cat([x @ W_K, b_K.expand(1, x.shape[1], -1)])
+    return torch.einsum("aqe,cke->acqk", q, k) / math.sqrt(W_Q.shape[1])
+
+
 def residue_first(parts, W_Q, b_Q, W_K, b_K):
     """Adds up, but to other parts: what the first part's own LayerNorm gets wrong is given to the last."""
     x = layer_norm(parts)
     x = torch.cat([x[:-1], (layer_norm(parts.sum(0)) - x[:-1].sum(0))[None]])
-    q, k = (
-        torch.cat([x @ W_Q, b_Q.expand(1, parts.shape[1], -1)]),
-        torch.cat([x @ W_K, b_K.expand(1, parts.shape[1], -1)]),
-    )
-    return torch.einsum("aqe,cke->acqk", q, k) / math.sqrt(W_Q.shape[1])
+    return from_normed(x, W_Q, b_Q, W_K, b_K)
+
+
+def shared_mean(parts, W_Q, b_Q, W_K, b_K):
+    """Adds up as well: the stream's mean is shared out evenly."""
+    return terms("no mean")(parts - parts.sum(0).mean(-1, keepdim=True) / len(parts), W_Q, b_Q, W_K, b_K)
+
+
+def by_ratio(parts, W_Q, b_Q, W_K, b_K):
+    """Adds up as well: every entry is divided by what LayerNorm divides the stream's entry by."""
+    return from_normed(parts * (layer_norm(parts.sum(0)) / parts.sum(0)), W_Q, b_Q, W_K, b_K)
 
 
 TERMS = Answers(
@@ -349,6 +373,9 @@ TERMS = Answers(
         *((terms(name), text[:40]) for name, text in checks.TERM_MISTAKES.items()),
         (with_infinities, "unmasked scores are asked for"),
         (residue_first, "the terms do add up"),
+        (shared_mean, "each part is centred by its own mean and divided by the whole stream's scale"),
+        (by_ratio, "each part is centred by its own mean and divided by the whole stream's scale"),
+        (lambda *args: terms("")(*args).softmax(-1), "is off by"),
         (lambda *args: terms("")(*args)[:-1, :-1], "the bias is one part more"),
         (lambda *args: terms("")(*args).sum((0, 1)), "their terms are asked for"),
         (lambda *args: terms("")(*args).permute(2, 3, 0, 1), "the order of the axes"),
@@ -466,6 +493,18 @@ def room_for_ten(triples, d_vocab):
     return wire()(triples[-10:], d_vocab)
 
 
+def first_four(triples, d_vocab):
+    return wire()(triples[:4], d_vocab)
+
+
+def one_triple_for_each_out(triples, d_vocab):
+    return wire()(list({triple[2]: triple for triple in triples}.values()), d_vocab)
+
+
+def word_0_writes(W_V, triples):
+    return W_V.index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(0.04))
+
+
 def first_triple_only(triples, d_vocab):
     return wire()(triples[:1], d_vocab)
 
@@ -509,7 +548,7 @@ TRIGRAM = Answers(
         (wire(root=False), "not sharply"),
         (only_destinations_rest, "no resting place"),
         (out_word_once, "nothing is written"),
-        (room_for_ten, "rest with less"),
+        (room_for_ten, "is this rule wired? (out words may repeat)"),
         (wire(rest=2.0), "the resting place does not hold it"),
         (wire(shared=True), "the source of another triple"),
         (wire(bos=1.0), "word 0 has a value"),
@@ -520,14 +559,20 @@ TRIGRAM = Answers(
         (wire(gain=30.0), "with the wrong weight"),
         (wire(turned=True), "queries and keys are exchanged"),
         (asks_by_source, "queries and keys are exchanged"),
-        (wire(match=0.0), "rest with less"),
+        (wire(match=0.0), "does not ask for source"),
         (wire(match=0.0, rest=0.0), "it attends to all alike"),
-        (wire(same=True), "rest with less"),
+        (wire(same=True), "does not ask for source"),
         (own_key, "it attends to itself"),
         (one_out, "has each triple a value of its own"),
-        (first_triple_only, "rest with less"),
+        (first_triple_only, "is this rule wired?"),
+        (first_four, "is this rule wired?"),
+        (one_triple_for_each_out, "out words may repeat"),
         (edited(W_V=read_everything), "has a value"),
         (edited(W_O=lambda W, t: W * 0), "nothing is written"),
+        (edited(W_O=lambda W, t: W * 0.96), "with the wrong weight"),
+        (edited(W_V=word_0_writes), "at most 0.02"),
+        (edited(W_V=lambda W, t: W.T), ", n)"),
+        (wire(rest=20.0, match=40.0, root=False), "divided by sqrt(d_head)"),
         (edited(W_Q=lambda W, t: W.T), "wrong shape"),
         (lambda triples, d_vocab: tuple(wire()(triples, d_vocab).values()), "a dictionary with W_Q"),
         (lambda triples, d_vocab: wire()(triples, 60), "wrong shape"),
@@ -556,6 +601,7 @@ def negative():
     best = answer(place(table, table.min()))
     second = answer(place(table, table[table > table.min()].min()))
     at = best["layer"], best["head"]
+    both = [(answer, (answer["layer"], answer["head"])) for answer in (best, second)]
     third = answer(place(table, table.flatten().sort().values[4]))
     return Answers(
         right=[
@@ -568,7 +614,7 @@ def negative():
             (other_seed(0), "in the model of seed 0"),
             (other_seed(2), "in the model of seed 2"),
             (answer(place(table, table.max())), "the lowest is asked for"),
-            (answer(place(table.abs(), table.abs().min())), "the most negative one"),
+            (answer(place(table.abs(), table.abs().min())), "the lowest of all"),
             (answer(place(plain, plain.min()), score=float(plain.min())), "W_V W_O has negative eigenvalues"),
             (third, "the lowest of all"),
             ({**best, "score": -best["score"]}, "the sign"),
@@ -581,6 +627,10 @@ def negative():
             ({**best, "effect": float(effects["unscaled"][at])}, "over its scale"),
             ({**best, "effect": float(effects["unfolded"][at])}, "LayerNorm is not folded"),
             ({**best, "effect": best["score"]}, "the score again"),
+            *(({**answer, "effect": float(effects["median"][at])}, "the median") for answer, at in both),
+            *(({**answer, "effect": float(effects["0.0"][at])}, "more than 0.0 of the") for answer, at in both),
+            *(({**answer, "effect": float(effects["0.5"][at])}, "more than 0.5 of the") for answer, at in both),
+            ({**best, "score": None}, "does what you call return one?"),
             ({**best, "effect": 2.3 * best["score"]}, "the model of seed 1"),
             ({**best, "effect": math.nan}, "NaN"),
             ({**best, "layer": 4}, "counted from 1"),
@@ -604,11 +654,12 @@ def speaker():
     best = answer(mean)
     at = best["layer"], best["head"]
     second = answer(torch.where(mean == mean.max(), 0, mean))
-    times = best["times_baseline"]
+    times, three = best["times_baseline"], single[:, at[0], at[1]] * root
     return Answers(
         right=[
             best,
             {**best, "times_baseline": torch.tensor(round(times, 2))},
+            {**best, "times_baseline": round(times, 2) + 0.01},  # the baseline rounded to 0.036
             {**best, "times_baseline": np.float64(round(times, 1)), "layer": torch.tensor(best["layer"])},
         ],
         wrong=[
@@ -616,17 +667,23 @@ def speaker():
             (answer(read["turned"]), "the axes are exchanged"),
             (answer(read["k"]), "not k_composition"),
             (answer(read["v"]), "not v_composition"),
-            (place(mean, mean.min()) | {"times_baseline": 0.5}, "the lowest"),
+            (place(mean, mean.min()) | {"times_baseline": 0.5}, "average over the three"),
             ({**best, "layer": best["head"], "head": best["layer"]}, "layer and head exchanged"),
             ({**best, "layer": 9, "head": 9}, "sender first"),
             ({**best, "times_baseline": times / root}, "the score itself"),
             ({**best, "times_baseline": 1 / times}, "the inverse"),
             ({**best, "times_baseline": times / root * 8}, "the baseline of d_head"),
-            ({**best, "times_baseline": times * root}, "multiplied by 768"),
+            ({**best, "times_baseline": times * root}, "over the baseline"),
             ({**best, "times_baseline": 3 * times}, "the sum over the three"),
             ({**best, "times_baseline": times - 1}, "subtract nothing"),
-            ({**best, "times_baseline": float(single.max()) * root}, "or the largest"),
-            ({**best, "times_baseline": float(single[0][at]) * root}, "one of the three alone"),
+            ({**best, "times_baseline": 100 * times}, "in percent"),
+            ({**best, "times_baseline": 186}, "in percent"),
+            ({**best, "times_baseline": mean.max() / mean.mean()}, "the mean of all heads"),
+            ({**best, "times_baseline": three.square().mean().sqrt()}, "a root mean square"),
+            ({**best, "times_baseline": three.log().mean().exp()}, "a geometric mean"),
+            ({**best, "times_baseline": None}, "times_baseline is None"),
+            ({**best, "times_baseline": float(single.max()) * root}, "median or maximum"),
+            ({**best, "times_baseline": float(single[0][at]) * root}, "L9H9 alone reads"),
             ({**best, "times_baseline": second["times_baseline"]}, "the head that comes second"),
             ({**best, "times_baseline": "2"}, "a number"),
             ({"layer": 8, "head": 10}, "a dictionary with layer, head, times_baseline"),

@@ -166,11 +166,11 @@ def by_mask(offset=1, strict=True, asked="targets", weigh="all"):
 
 
 def by_cells(pattern, tokens):
-    heads = []
+    tokens, heads = tokens.tolist(), []
     for h in range(pattern.shape[1]):
         total, count = 0.0, 0
-        for b, q in itertools.product(range(len(tokens)), range(tokens.shape[1])):
-            earlier = [k for k in range(q) if tokens[b, k] == tokens[b, q]]
+        for b, q in itertools.product(range(len(tokens)), range(len(tokens[0]))):
+            earlier = [k for k in range(q) if tokens[b][k] == tokens[b][q]]
             total += sum(pattern[b, h, q, k + 1].item() for k in earlier)
             count += bool(earlier)
         heads.append(total / count)
@@ -203,7 +203,7 @@ PREFIX = Answers(
     wrong=[
         (by_mask(0), "themselves: go one to the right"),
         (by_mask(2), "looks two positions after"),
-        (score(lambda row, q: checks._after(row, q, -1)), "one position before"),
+        (score(lambda row: checks._after(row, -1)), "one position before"),
         (mistaken("only the last earlier"), "only the last earlier"),
         (mistaken("only the first earlier"), "only the first earlier"),
         (score(reduce="mean"), "averaged over a query's successors"),
@@ -587,10 +587,9 @@ KEYS = Answers(
     right=[
         cutting(subtract),
         cutting(lambda x, said, head: x - said[:, :, None] * F.one_hot(torch.tensor(head), x.shape[2])[:, None]),
-        put_keys(),
+        lambda *a: put_keys()(*a).numpy(),
         from_there_on,
         in_one_run,
-        lambda *a: cutting(subtract)(*a).numpy(),
     ],
     wrong=[
         (cutting(subtract_from_all, "resid_pre"), "all who read the stream lose it"),
@@ -610,7 +609,6 @@ KEYS = Answers(
         (other_sender, "the keys lose what"),
         (cutting(lambda x, said, head: subtract(x, -said, head)), "it is added"),
         (cutting(lambda x, said, head: x.index_copy(2, torch.tensor([head]), said[:, :, None])), "all else"),
-        (cutting(lambda x, said, head: x.index_fill(2, torch.tensor(head), 0)), "nothing at all"),
         (cutting(lambda x, said, head: x[:, :, head] - said), "returned shape"),
         (cutting(lambda x, said, head: None), "nothing was changed"),
         (cutting(lambda x, said, head: x[:, head].sub_(said)), "your code raised"),
