@@ -1,6 +1,7 @@
-"""The attention viewer: what it refuses, what it writes, and what a reader sees and hears of a hand-made pattern."""
+"""The viewers: what they refuse, what they write, and what a reader sees and hears of a hand-made pattern or lens."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 
@@ -10,6 +11,7 @@ import torch
 from playwright.sync_api import Page, expect
 
 from interp_edu.viewers.attention import attention_viewer
+from interp_edu.viewers.lens import lens_viewer
 from tests import test_site
 
 browser, axe = test_site.browser, test_site.axe  # fixtures: skipped where there is no browser, failing in CI
@@ -41,6 +43,14 @@ def viewer(heads=None, words=WORDS, label="Attention", alt="Where each head look
 # What it refuses and what it writes
 
 
+@pytest.fixture
+def untyped() -> Iterator[None]:
+    """What a reader meets: only test runs check shapes by type."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def changed(entry: tuple[int, ...], value: float) -> torch.Tensor:
     heads = patterns()
     heads[entry] = value
@@ -67,13 +77,9 @@ def changed(entry: tuple[int, ...], value: float) -> torch.Tensor:
         ({"values": changed((0, 0, 1, 2), 0.1)}, "values must be 0 where"),
     ],
 )
-def test_refuses(arguments, message):
-    jaxtyping.config.update("jaxtyping_disable", True)  # what a reader meets: only test runs check shapes by type
-    try:
-        with pytest.raises(ValueError, match=message):
-            viewer(**arguments)
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+def test_refuses(untyped, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        viewer(**arguments)
 
 
 def test_the_data_are_hundredths_of_the_lower_triangles():
@@ -314,3 +320,369 @@ def test_fits_a_phone(show, heads):
         "list => list.filter(e => Math.min(e.offsetWidth, e.offsetHeight) < 22).length"
     )
     assert small == 0, "too small for a finger"
+
+
+# The logit lens: what it refuses and what it writes
+
+
+VOCAB = ["<|endoftext|>", "Mary", " the", "</script>", "\n", "to"]
+READ = ["<|endoftext|>", "Mary", "</script>", "to"]
+EARLY, SURE = [0.6, 0.2, 0.1, 0.06, 0.0396, 0.0004], [0.9, 0.05, 0.03, 0.01, 0.006, 0.004]
+# The probabilities of each layer at each position: that list, turned so that it begins with this token.
+CELLS = [[(EARLY, 0)] * 4, [(SURE, 0), (SURE, 1), (SURE, 2), (SURE, 3)], [(EARLY, 1), (SURE, 3), (SURE, 5), (EARLY, 2)]]
+
+
+def turned(p: list[float], first: int) -> list[float]:
+    return p[-first:] + p[:-first]
+
+
+def lens() -> torch.Tensor:
+    return torch.tensor([[turned(*cell) for cell in row] for row in CELLS]).log()
+
+
+def looking(log_probs=None, words=READ, vocab=VOCAB, label="Lens", alt="What comes next", **more) -> str:
+    return lens_viewer(lens() if log_probs is None else log_probs, words, vocab, label=label, alt=alt, **more)
+
+
+def lens_with(entry: tuple[int, ...], value: float) -> torch.Tensor:
+    log_probs = lens()
+    log_probs[entry] = value
+    return log_probs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"log_probs": lens()[0]}, r"log_probs must be \[layer, pos, d_vocab\].*got \[4, 6\]"),
+        ({"log_probs": lens()[:, None]}, r"log_probs must be \[layer.*got \[3, 1, 4, 6\]"),
+        ({"log_probs": lens()[:0]}, r"none of them 0: got \[0, 4, 6\]"),
+        ({"log_probs": lens()[:, :0], "words": []}, r"none of them 0: got \[3, 0, 6\]"),
+        ({"log_probs": lens_with((1, 2, 3), float("nan"))}, "log_probs must be finite"),
+        ({"log_probs": lens_with((1, 2, 3), -float("inf"))}, "log_probs must be finite"),
+        ({"log_probs": lens().exp()}, "exponentials sum to 1: they are off by"),
+        ({"log_probs": lens_with((2, 3, 2), math.log(0.602))}, "off by 0.002"),
+        ({"log_probs": lens_with((2, 3, 2), math.log(0.598))}, "off by 0.002"),
+        ({"words": READ[:-1]}, r"words must be 4 for log_probs \[3, 4, 6\]: got 3"),
+        ({"vocab": [*VOCAB, "more"]}, "vocab must be 6 .*got 7"),
+        ({"layers": ["before", "after"]}, "layers must be 3 .*got 2"),
+        ({"top": 0}, "top must be from 1 to 6, the size of the vocabulary: got 0"),
+        ({"top": 7}, "got 7"),
+        ({"select": (3, 0)}, r"of 3 layers, 4 words: got \(3, 0\)"),
+        ({"select": (0, 4)}, "select"),
+        ({"select": (-1, 0)}, "select"),
+        ({"select": (0, -1)}, "select"),
+        ({"words": [*READ[:-1], "nowhere"]}, "must be in vocab once: 'nowhere' is 0 times"),
+        ({"vocab": ["Mary", *VOCAB[1:]]}, "must be in vocab once: 'Mary' is 2 times"),
+    ],
+)
+def test_the_lens_refuses(untyped, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        looking(**arguments)
+
+
+def lens_data(html: str) -> dict:
+    return json.loads(re.search(r"data = ({.*}), root", html)[1])
+
+
+def test_the_data_of_the_lens():
+    data = lens_data(looking(top=3))
+    assert (data["words"], data["layers"]) == (READ, ["before 0", "before 1", "end"])
+    assert (data["first"], data["most"]) == ([2, 3], 1.79)  # log(6)
+    cells = [cell for row in CELLS for cell in row]
+    likeliest = [[VOCAB[(first + k) % 6] for k in range(3)] for _, first in cells]
+    assert [[data["tokens"][i] for i in three] for three in data["top"]] == likeliest
+    assert data["percent"] == [[60, 20, 10] if p is EARLY else [90, 5, 3] for p, _ in cells]
+    assert data["entropy"] == [1.16 if p is EARLY else 0.45 for p, _ in cells]
+    assert data["entropy"][0] == round(-sum(x * math.log(x) for x in EARLY), 2)
+    kl = [sum(x * math.log(x / y) for x, y in zip(turned(*CELLS[2][i % 4]), turned(*cells[i]), strict=True)) for i in range(12)]  # fmt: skip
+    assert data["kl"] == [round(x, 2) for x in kl]
+    assert data["kl"][8:] == [0, 0, 0, 0]
+    assert data["rank"] == [[1, 3, 5], [1, 2, 3], [0, 0, 0]]
+
+
+def test_only_the_tokens_that_are_shown_are_written():
+    html = looking(torch.tensor([[0.5, 0.3, 0.1, 0.1]]).log()[None], ["a"], ["a", "b", "hidden", "unseen"], top=2)
+    assert lens_data(html)["tokens"] == ["a", "b"]
+    assert "hidden" not in html.split("data = ")[1].split("\n")[0]
+    assert lens_data(looking(top=6, select=(0, 1), layers=["a", "b", "c"]))["first"] == [0, 1]
+
+
+def test_percentages_have_a_decimal_below_ten_and_other_kinds_of_floats():
+    p = torch.tensor([0.7449, 0.0997, 0.0994, 0.0556, 0.0003, 0.0001])
+    for kind in (torch.float32, torch.float64):
+        html = looking(p.to(kind).log().expand(2, 4, 6).clone().requires_grad_(), top=6)
+        assert lens_data(html)["percent"][0] == [74, 10, 9.9, 5.6, 0, 0]
+    for kind in (torch.bfloat16, torch.float16):
+        html = looking(torch.zeros(1, 1, 1, dtype=kind), ["to"], ["to"], top=1)
+        assert lens_data(html)["percent"] == [[100]]
+        assert '"entropy":[0.0],"kl":[0.0]' in html, "not -0.0"
+
+
+def test_the_same_lens_gives_the_same_html_and_another_one_another_id():
+    others = [
+        looking(),
+        looking(lens().flip(0)),
+        looking(label="Another"),
+        looking(alt="Another"),
+        looking(select=(1, 2)),
+        looking(top=4),
+        looking(layers=["a", "b", "c"]),
+        looking(words=["", *READ[1:]]),
+    ]
+    assert looking() == others[0]
+    assert len({re.search(r'id="(ie-\w{8})"', html)[1] for html in others}) == len(others)
+
+
+def test_size_of_a_lens():
+    log_probs = torch.randn(5, 15, 400, generator=torch.Generator().manual_seed(0)).log_softmax(dim=-1)
+    vocab = [f"token {i}" for i in range(400)]
+    assert 10_000 < len(looking(log_probs, vocab[:15], vocab).encode()) < 20_000
+
+
+def test_nothing_in_the_tokens_ends_the_script_of_the_lens():
+    vocab = ["</script>", "<!--", "<script>", "$id", "a&amp;b", "</SCRIPT >"]
+    html = looking(
+        words=vocab[:4], vocab=vocab, layers=["</script>", "<!--", "c"], top=6, label="a < b", alt='a "lens"'
+    )
+    assert html.lower().count("</script") == html.count("<script>") == 1
+    assert html.count("<!--") == 1  # the template's own
+    assert "a &lt; b" in html
+    assert 'aria-label="a &quot;lens&quot;"' in html
+
+
+# What a reader sees and hears of the lens
+
+
+@pytest.fixture
+def lens_page(show) -> Page:
+    return show(looking(top=3))
+
+
+def cell(page: Page, layer: int, pos: int):
+    """Layers are counted from 0, from below."""
+    return (
+        page.get_by_role("row").filter(has=page.get_by_role("gridcell")).nth(2 - layer).get_by_role("gridcell").nth(pos)
+    )
+
+
+def depth(page: Page) -> list[float]:
+    """How deep the colour of each cell is, the uppermost row first."""
+    found = page.get_by_role("gridcell").evaluate_all(
+        "l => l.map(e => getComputedStyle(e).backgroundColor.split(', ')[3])"
+    )
+    return [float(alpha.rstrip(")")) for alpha in found]
+
+
+def test_the_lens_starts_with_the_last_cell(lens_page):
+    assert said(lens_page).split("\n") == [
+        'end, position 3, after "to":',
+        '" the" 60 %, "</script>" 20 %, "↵" 10 %',
+        "entropy 1.16 nats, KL to the end 0.00 nats",
+    ]
+    assert cell(lens_page, 2, 3).get_attribute("aria-selected") == "true"
+    assert lens_page.locator("td[tabindex='0']").count() == lens_page.locator("td[aria-selected=true]").count() == 1
+    assert lens_page.locator(".ie-shown").count() == 1
+
+
+def test_the_lens_has_the_end_on_top_and_the_words_below(lens_page):
+    assert lens_page.get_by_role("grid").count() == 1
+    assert lens_page.get_by_role("rowheader").all_text_contents() == ["end", "before 1", "before 0"]
+    assert lens_page.get_by_role("columnheader").all_text_contents() == ["Layer", *READ]
+    names = ["Mary", "</script>", "to", "the", "<|endoftext|>", "Mary", "the", "</script>", *["<|endoftext|>"] * 4]
+    assert lens_page.get_by_role("gridcell").all_text_contents() == names
+    right = lens_page.get_by_role("gridcell").evaluate_all("l => l.map(e => getComputedStyle(e).fontWeight === '700')")
+    assert right == [True] * 3 + [False] * 9, "bold where the word does come next"
+
+    middle = "l => l.map(e => { const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })"
+    cells = lens_page.get_by_role("gridcell").evaluate_all(middle)
+    words = lens_page.get_by_role("columnheader").evaluate_all(middle)[1:]
+    layers = lens_page.locator(".ie-layers span").evaluate_all(middle)
+    assert lens_page.locator(".ie-layers span").all_text_contents() == ["end", "before 1", "before 0"]
+    assert [x for x, _ in words] == pytest.approx([x for x, _ in cells[:4]], abs=1)
+    assert [y for _, y in layers] == pytest.approx([y for _, y in cells[::4]], abs=3)
+    assert words[0][1] > cells[8][1] > cells[4][1] > cells[0][1]
+
+
+def test_every_cell_of_the_lens_by_keyboard(lens_page):
+    press = lens_page.keyboard.press
+    press("Tab")
+    assert focused(lens_page) == "percent"
+    press("Tab")
+    assert said(lens_page).startswith("end, position 3,")
+    steps = [
+        ("ArrowUp", "end, position 3"),
+        ("ArrowRight", "end, position 3"),
+        ("ArrowDown", "before 1, position 3"),
+        ("ArrowLeft", "before 1, position 2"),
+        ("Home", "before 1, position 0"),
+        ("ArrowLeft", "before 1, position 0"),
+        ("ArrowDown", "before 0, position 0"),
+        ("ArrowDown", "before 0, position 0"),
+        ("ArrowRight", "before 0, position 1"),
+        ("End", "before 0, position 3"),
+        ("Control+Home", "before 0, position 3"),
+        ("ArrowUp", "before 1, position 3"),
+        ("ArrowRight", "before 1, position 3"),
+    ]
+    for key, place in steps:
+        press(key)
+        assert said(lens_page).startswith(place + ", "), key
+        assert lens_page.evaluate("document.activeElement.matches('td[aria-selected=true][tabindex=\"0\"]')"), key
+    assert lens_page.locator(":focus").evaluate("e => getComputedStyle(e).outline").endswith("solid 3px")
+    press("Tab")
+    assert lens_page.evaluate("document.activeElement.closest('.ie-viewer')") is None, "one stop for all cells"
+    press("Shift+Tab")
+    assert lens_page.evaluate("document.activeElement.matches('td[aria-selected=true]')")
+
+
+@pytest.mark.parametrize(
+    ("layer", "pos", "text"),
+    [
+        (0, 0, 'before 0, position 0, after "<|endoftext|>":\n"<|endoftext|>" 60 %, "Mary" 20 %, " the" 10 %\n'
+               'entropy 1.16 nats, KL to the end 1.05 nats; next comes "Mary", here ranked 2nd'),
+        (0, 1, 'KL to the end 2.50 nats; next comes "</script>", here ranked 4th'),
+        (0, 2, 'next comes "to", here ranked 6th'),
+        (1, 1, 'before 1, position 1, after "Mary":\n"Mary" 90 %, " the" 5 %, "</script>" 3 %\n'
+               'entropy 0.45 nats, KL to the end 3.16 nats; next comes "</script>", here ranked 3rd'),
+        (2, 2, 'KL to the end 0.00 nats; next comes "to", here ranked 1st'),
+    ],
+)  # fmt: skip
+def test_what_the_lens_says_of_a_cell(lens_page, layer, pos, text):
+    cell(lens_page, layer, pos).click()
+    assert text in said(lens_page)
+
+
+def test_ordinals_and_small_probabilities(show):
+    p = torch.tensor([0.3, *(0.7 - 0.004 * i for i in range(1, 140))])
+    p = torch.cat([p[:1], 0.7 * p[1:] / p[1:].sum()])
+    vocab = [f"t{i}" for i in range(140)]
+    for rank, name in {
+        10: "11th",
+        11: "12th",
+        12: "13th",
+        20: "21st",
+        101: "102nd",
+        110: "111th",
+        122: "123rd",
+    }.items():
+        page = show(looking(p.log().expand(1, 2, 140), ["t0", f"t{rank}"], vocab, select=(0, 0)))
+        assert said(page).endswith(f'next comes "t{rank}", here ranked {name}')
+        page.close()
+    page = show(looking(top=6, select=(0, 3)))
+    assert said(page).split("\n")[1].endswith('"</script>" 6 %, "↵" 4 %, "to" <\u200a0.1 %')
+
+
+def test_what_the_colour_of_the_lens_shows(lens_page):
+    legend = lens_page.locator(".ie-legend span")
+    assert legend.all_text_contents() == ["0 %", "", "100 %"]
+    # Each up to 60 %, of 1, of log(6), and of the furthest.
+    assert depth(lens_page) == pytest.approx([0.36, 0.54, 0.54, 0.36, *[0.54] * 4, *[0.36] * 4], abs=0.003)
+    lens_page.get_by_label("entropy").check()
+    assert legend.all_text_contents() == ["0 nats, sure", "", "1.79 nats, all tokens alike"]
+    much, little = 0.6 * 1.16 / 1.79, 0.6 * 0.45 / 1.79
+    assert depth(lens_page) == pytest.approx([much, little, little, much, *[little] * 4, *[much] * 4], abs=0.003)
+    lens_page.get_by_label("KL to the end").check()
+    kl = lens_data(looking(top=3))["kl"]
+    assert legend.all_text_contents() == ["KL(end ‖ row): 0", "", f"{max(kl):.2f} nats, most here"]
+    assert depth(lens_page) == pytest.approx([0.6 * x / max(kl) for x in kl[8:] + kl[4:8] + kl[:4]], abs=0.003)
+    assert max(depth(lens_page)) == pytest.approx(0.6, abs=0.003)
+
+
+def test_a_lens_of_one_layer_of_one_word(show):
+    page = show(looking(lens()[2:, :1], ["x"], top=1))
+    page.get_by_label("KL to the end").check()
+    assert depth(page) == [0]
+    assert said(page) == 'end, position 0, after "x":\n"Mary" 60 %\nentropy 1.16 nats, KL to the end 0.00 nats'
+
+
+def test_the_mouse_looks_at_the_lens_and_a_click_or_a_tap_chooses(lens_page):
+    cell(lens_page, 0, 1).hover()
+    assert said(lens_page).startswith("before 0, position 1")
+    lens_page.mouse.move(1, 1)
+    assert said(lens_page).startswith("end, position 3")
+    cell(lens_page, 1, 2).click()
+    lens_page.mouse.move(1, 1)
+    assert said(lens_page).startswith("before 1, position 2")
+    cell(lens_page, 0, 0).hover()
+    lens_page.keyboard.press("ArrowUp")
+    assert said(lens_page).startswith("end, position 2"), "the keyboard wins over a mouse that lies still"
+    cell(lens_page, 0, 3).tap()
+    assert said(lens_page).startswith("before 0, position 3")
+
+
+def test_two_lenses_on_a_page_do_not_disturb_each_other(show):
+    page = show(looking() + looking(select=(1, 0)))
+    first, second = page.locator(".ie-viewer").all()
+    first.get_by_label("entropy").check()
+    first.get_by_role("gridcell").first.click()
+    assert first.locator("output").inner_text().startswith("end, position 0")
+    assert second.locator("output").inner_text().startswith("before 1, position 0")
+    expect(second.get_by_label("probability of the top token")).to_be_checked()
+
+
+def test_awkward_tokens_of_a_lens_are_shown_as_they_are(show):
+    vocab = ["<b>", " the", "\n", " ", "$id", '"&amp;\\\u2028x']
+    page = show(looking(lens()[:, [0, 1, 2, 3, 3, 3]], vocab, vocab, layers=["<i>", "$id", '"'], top=6, label='a < b & "c"', select=(1, 5)))  # fmt: skip
+    assert page.get_by_role("columnheader").all_text_contents()[1:] == ["<b>", "the", "↵", "␣", "$id", vocab[-1]]
+    assert page.get_by_role("rowheader").all_text_contents() == ['"', "$id", "<i>"]
+    texts = page.locator("output b").all_text_contents()
+    assert texts == [f'"{w}"' for w in [vocab[5], " ", "$id", vocab[5], "<b>", " the", "↵"]]
+    assert page.locator(".ie-title").inner_text() == 'a < b & "c"'
+
+
+def extremes(n_layers: int, words: list[str]) -> str:
+    """A lens that is sure of one token in the last layer, and of none in the first."""
+    sure = torch.full((n_layers, len(words), len(words)), -20.0)
+    sure.diagonal(dim1=1, dim2=2).fill_(20)
+    sure[0] = 0
+    return looking(sure.log_softmax(dim=-1), words, words)
+
+
+@pytest.mark.parametrize("state", ["percent", "entropy", "kl", "hovered"])
+def test_the_lens_is_accessible(show, axe, state):
+    page = show(extremes(3, [f"word {i}" for i in range(25)]))  # so many that the table scrolls
+    assert page.locator(".ie-box").evaluate("e => e.scrollWidth > e.clientWidth")
+    page.keyboard.press("Tab")
+    if state == "hovered":
+        cell(page, 0, 24).hover()
+    else:
+        page.locator(f"input[value={state}]").check()
+        assert max(depth(page)) == pytest.approx(0.6, abs=0.003), "the deepest of colours"
+    page.set_viewport_size({"width": 1400, "height": 700})
+    page.locator(".ie-viewer").evaluate("e => { e.style.maxWidth = 'none'; }")
+    page.evaluate(axe)
+    for width in (1400, 390):
+        page.set_viewport_size({"width": width, "height": 700})
+        violations = page.evaluate(test_site.AXE)
+        assert not violations, "\n".join(violations)
+        if width == 1400:
+            legible = (
+                "axe.run({runOnly: ['color-contrast']}).then(r => r.passes.flatMap(p => p.nodes.map(n => n.html)))"
+            )
+            assert sum(html.startswith("<td") for html in page.evaluate(legible)) == 75, "axe has not judged every cell"
+
+
+def test_the_lens_fits_a_phone(show):
+    words = ["antidisestablishmentarianism" * 3, *(f"word {i}" for i in range(20))]
+    page = show(extremes(5, words))
+    page.set_viewport_size(test_site.PHONE)
+    page.locator("td").first.click()
+    assert page.locator(".ie-box").evaluate("e => e.scrollWidth > 2 * e.clientWidth && e.scrollLeft === 0")
+    assert page.evaluate("document.documentElement.scrollWidth") <= test_site.PHONE["width"]
+    assert page.evaluate(test_site.STICKING_OUT) == []
+    page.keyboard.press("End")
+    inside = "e => { const b = e.getBoundingClientRect(); return b.left > 0 && b.right <= innerWidth; }"
+    assert page.locator(":focus").evaluate(inside)
+    page.locator("td").nth(20).hover()
+    page.keyboard.press("Home")
+    page.wait_for_timeout(100)
+    assert said(page).startswith("end, position 0,"), "the table has scrolled under a mouse that lies still"
+    sizes = "list => list.filter(e => Math.min(e.offsetWidth, e.offsetHeight) < 22).length"
+    assert page.locator("td, label").evaluate_all(sizes) == 0, "too small for a finger"
+
+
+def test_the_selected_cell_is_in_sight_on_a_phone(show):
+    words = [f"word {i}" for i in range(21)]
+    page = show('<script>document.querySelector("main").style.width = "370px"</script>' + extremes(2, words))
+    assert page.locator(".ie-box").evaluate("e => e.scrollLeft + e.clientWidth >= e.scrollWidth - 2")
+    assert page.evaluate("scrollY") == 0
