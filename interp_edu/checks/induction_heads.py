@@ -682,9 +682,4 @@ STATEMENTS = {
 
 @exercise("What is known about large models")
 def statements(answer: Any, judge: Judge) -> None:
-    judge.that(isinstance(answer, dict), "a dictionary of judgements is expected", seen=answer)
-    judge.that(set(answer) == set(STATEMENTS), "one judgement for each statement", seen=sorted(map(str, answer)))
-    for name, (truth, why) in STATEMENTS.items():
-        given = answer[name].item() if isinstance(answer[name], Tensor) else answer[name]
-        given = {1: "true", 0: "false"}.get(given, given) if isinstance(given, int) else given
-        judge.choice(str(given).lower(), {"true": why, "false": why}, str(truth).lower(), f"statement {name}")
+    judge.judgements(answer, STATEMENTS)
