@@ -8,7 +8,7 @@ it takes to cache them (both runs, which `Patching` does when it is made). Attri
 and one backward pass, and includes the estimates for all sites.
 
 All take turns within a round, so that a busy machine slows them alike. A row shows the median over rounds of each
-round's ratio, with the quartiles: how many times faster than this the sweep is.
+round's ratio, with the quartiles: how many times as long as the sweep it takes.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import importlib.util
 import itertools
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -53,6 +54,7 @@ def transformer_lens(model: Transformer, clean: torch.Tensor, corrupted: torch.T
     """TransformerLens's two helpers with the same weights; none where it is not installed."""
     if importlib.util.find_spec("transformer_lens") is None:
         return {}
+    warnings.simplefilter("ignore")  # it announces its next version
     from transformer_lens import HookedTransformer, HookedTransformerConfig, patching
 
     cfg = model.cfg
@@ -94,12 +96,10 @@ def attribution(patching: Patching) -> None:
 
 
 def ratios(title: str, loops: dict[str, Callable], rounds: int) -> None:
-    """Prints how long each loop takes and how many times as long as the first, which is measured again beside each."""
+    """Prints how long each loop takes, and how many times as long as the first in the same round."""
     (ours, run_ours), *others = loops.items()
     times: dict[str, list[float]] = {name: [] for name in loops}
     found: dict[str, list[float]] = {name: [] for name, _ in others}
-    for loop in loops.values():
-        loop()  # once to warm up
     for _ in range(rounds):
         for name, loop in [(ours, run_ours), *others]:
             start = time.perf_counter()
@@ -117,17 +117,20 @@ def ratios(title: str, loops: dict[str, Callable], rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="for GPT-2's shape; five times as many for the small one")
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="by default both")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {options.threads} thread(s), {options.rounds} rounds, {POSITIONS} tokens")
     print(f"{'':<24}{'':<34}{'ms':>10}   times as long as the first (quartiles)")
-    for shape, cfg in SHAPES.items():
+    for shape in options.shape or SHAPES:
+        cfg = SHAPES[shape]
         model = Transformer(cfg).requires_grad_(False)
         clean, corrupted = torch.randint(cfg.d_vocab, (2, 1, POSITIONS))
         patching = Patching(model, clean, corrupted, logit_difference(RIGHT, WRONG))
         lens = transformer_lens(model, clean, corrupted)
+        attribution(patching)  # the others have their first turn when they are compared below
         rounds = options.rounds * (5 if shape == "small" else 1)
         for site, title in (
             ("resid_pre", f"{cfg.n_layers} x {POSITIONS} residual"),

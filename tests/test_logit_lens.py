@@ -405,6 +405,16 @@ def test_fitting_is_reproducible():
     assert lens.A.abs().max() == 0
 
 
+def test_where_nothing_is_to_be_gained_nothing_is_learned():
+    """If all predictions are the same, gradients are 0, and a lens stays as it is: no weight decay either."""
+    model, lens = make({}), some_maps(2, 24)
+    for parameter in model.unembed.parameters():
+        parameter.zero_()
+    before = [p.detach().clone() for p in lens.parameters()]
+    assert lens.fit(model, prompts(model)[0], steps=3, lr=0.1) == pytest.approx([0, 0, 0], abs=1e-6)
+    assert all(torch.equal(p, old) for p, old in zip(lens.parameters(), before, strict=True))
+
+
 def turned_model(norm):
     """The stream x before the last layer becomes x R + s there, R a rotation, for every x: relu(y) - relu(-y) = y.
 
