@@ -1,4 +1,51 @@
-"""Prints the kill table of the wrong-answer banks at the end of a test run."""
+"""A browser for the tests that look at pages, and the kill table of the wrong-answer banks.
+
+A session's fixtures live here, once: Playwright refuses a second browser in the process of the first.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def missing(what: str) -> None:
+    """Skip with a reason; in CI, fail."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"THE SITE WAS NOT TESTED: {what}")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    found = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not found:
+        missing("no Chromium on this machine (Debian: apt install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    path = Path(os.environ.get("AXE_CORE") or Path(sys.prefix) / "node_modules" / "axe-core" / "axe.min.js")
+    if not path.exists():
+        missing("no axe-core (npm install --no-save --prefix .venv axe-core)")
+    return path.read_text("utf-8")
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -5,9 +5,7 @@ Needs Chromium and axe-core (`.ci/run` installs both). Where they are missing th
 
 import functools
 import http.server
-import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -17,19 +15,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 
 ROOT = Path(__file__).parents[1]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -44,11 +32,6 @@ def toc_pages() -> list[str]:
             yield from files(part)
 
     return list(files(yaml.safe_load((ROOT / "book" / "_toc.yml").read_text("utf-8"))))
-
-
-def missing(what: str) -> None:
-    """Skip with a reason; in CI, fail."""
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"THE SITE WAS NOT TESTED: {what}")
 
 
 @pytest.fixture(scope="session")
@@ -72,25 +55,6 @@ def address(site) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    found = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not found:
-        missing("no Chromium on this machine (Debian: apt install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="session")
-def axe() -> str:
-    path = Path(os.environ.get("AXE_CORE") or Path(sys.prefix) / "node_modules" / "axe-core" / "axe.min.js")
-    if not path.exists():
-        missing("no axe-core (npm install --no-save --prefix .venv axe-core)")
-    return path.read_text("utf-8")
 
 
 @pytest.fixture(params=["light", "dark"])

@@ -14,8 +14,6 @@ from interp_edu.viewers.attention import attention_viewer
 from interp_edu.viewers.lens import lens_viewer
 from tests import test_site
 
-browser, axe = test_site.browser, test_site.axe  # fixtures: skipped where there is no browser, failing in CI
-
 WORDS = ["<|endoftext|>", "Mary", "John", "</script>", "to"]
 HEAD = torch.tensor(
     [
