@@ -23,7 +23,8 @@ from functools import partial
 import torch
 
 from interp_edu.hooks import hooked
-from interp_edu.patching import SITES, Patching, logit_difference
+from interp_edu.metrics import logit_difference
+from interp_edu.patching import SITES, Patching
 from interp_edu.transformer import Config, Transformer
 
 SHAPES = {

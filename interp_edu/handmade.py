@@ -8,6 +8,7 @@ reaches the output: a tool that points at one of them is wrong. `circuit_free` m
     shifted_induction_model()   the same function, where the usual score sees nothing
     ioi_model()         three layers: duplicate-token, S-inhibition and name-mover heads (Wang et al. 2022)
     fact_model()        an MLP stores facts by subject; heads read them out, one for each relation (Geva et al. 2023)
+    gate_model()        heads bring in bits and an MLP counts them: an AND, an OR, or a vote
 """
 
 import copy
@@ -134,8 +135,7 @@ def induction_model(n_ctx: int = 16, gain: float = 10.0) -> Wired:
     to the positions whose `previous` is the current letter and copies the letters it finds there; if there are none,
     it rests on the first token, which says nothing.
     """
-    tokenizer = Tokenizer([BOS, *LETTERS])
-    V = len(tokenizer)
+    tokenizer, V = Tokenizer([BOS, *LETTERS]), 1 + len(LETTERS)
     stream = Stream(token=V, pos=n_ctx, previous=V, out=V, junk=V)
     model = _blank(stream, tokenizer, n_layers=2, n_ctx=n_ctx, n_heads=3, d_head=V + n_ctx)
     token, pos, previous, out, junk = (stream[name] for name in ("token", "pos", "previous", "out", "junk"))
@@ -171,8 +171,7 @@ def shifted_induction_model(shift: int = 2, n_ctx: int = 16, gain: float = 10.0)
     first note is the current letter and copies their second note. The usual score, attention to the position
     after the match, is zero for it. (Matches nearer than `1 + shift` it cannot see.)
     """
-    tokenizer = Tokenizer([BOS, *LETTERS])
-    V = len(tokenizer)
+    tokenizer, V = Tokenizer([BOS, *LETTERS]), 1 + len(LETTERS)
     stream = Stream(token=V, pos=n_ctx, previous=V, fetched=V, out=V)
     model = _blank(stream, tokenizer, n_layers=2, n_ctx=n_ctx, n_heads=3, d_head=V + n_ctx)
     token, pos, previous, fetched, out = stream.slices.values()
@@ -225,15 +224,12 @@ def ioi_model(gain: float = 10.0) -> Wired:
     same_name, same_place = torch.eye(n_names), torch.eye(n_ctx)
     rest, marked = torch.tensor([1.5 * SHARP]), torch.ones(1, n_ctx)
 
-    duplicate_token = Wiring(model, 0, 0)
-    duplicate_token.match(name, name, 3 * SHARP * same_name).match(pos, pos, -3 * SHARP * same_place).prefer(bos, rest)
-    duplicate_token.move(pos, duplicate, skip=0)
-    s_inhibition = Wiring(model, 1, 1)
-    s_inhibition.match(to, duplicate, 3 * SHARP * marked).prefer(bos, rest)
+    duplicate_token = Wiring(model, 0, 0).match(name, name, 3 * SHARP * same_name)
+    duplicate_token.match(pos, pos, -3 * SHARP * same_place).prefer(bos, rest).move(pos, duplicate, skip=0)
+    s_inhibition = Wiring(model, 1, 1).match(to, duplicate, 3 * SHARP * marked).prefer(bos, rest)
     s_inhibition.move(duplicate, inhibited).move(pos, inhibited, skip=0)
-    name_mover = Wiring(model, 2, 2)
-    name_mover.match(to, name, 3 * SHARP * torch.ones(1, n_names)).match(inhibited, pos, -3 * SHARP * same_place)
-    name_mover.prefer(bos, rest).move(name, out, gain)
+    name_mover = Wiring(model, 2, 2).match(to, name, 3 * SHARP * torch.ones(1, n_names))
+    name_mover.match(inhibited, pos, -3 * SHARP * same_place).prefer(bos, rest).move(name, out, gain)
 
     Wiring(model, 0, 1).match(pos, pos, _back(n_ctx)).move(pos, junk)
     Wiring(model, 1, 2).match(to, duplicate, 3 * SHARP * marked).prefer(bos, rest).move(pos, junk)
@@ -344,7 +340,33 @@ def fact_model(n_ctx: int = 16, gain: float = 10.0) -> Wired:
     )
 
 
-# (d) Controls ------------------------------------------------------------------------------------
+# (d) Gates ---------------------------------------------------------------------------------------
+
+
+def gate_model(inputs: int = 2, needed: int = 2, gain: float = 5.0) -> Wired:
+    """Reads `inputs` bits and "=": the logit of yes minus no is gain if `needed` of the bits are 1 or more, else -gain.
+
+    All needed: an AND; one: an OR; in between: a vote. Head i brings bit i to the end, where MLP 0 counts them.
+    """
+    tokenizer, shape = Tokenizer([BOS, "0", "1", "=", "no", "yes"]), {"n_heads": inputs + 1, "d_head": 2, "d_mlp": 2}
+    stream = Stream(one=1, pos=inputs + 2, **{f"bit_{i}": 1 for i in range(inputs)}, out=1, junk=1)
+    model = _blank(stream, tokenizer, n_layers=1, n_ctx=inputs + 2, attn_only=False, **shape)
+    _embed(model, stream["one"], ["1"])
+    for head, target in enumerate([*(f"bit_{i}" for i in range(inputs)), "junk"]):
+        at = SHARP * torch.eye(inputs + 2)[1 + head % inputs]
+        Wiring(model, 0, head).prefer(stream["pos"], at).move(stream["one"], stream[target])
+    mlp: Any = model.blocks[0].mlp
+    mlp.W_in.data[stream["bit_0"].start : stream["out"].start] = 1
+    mlp.b_in.data[:] = torch.tensor([1.0 - needed, -needed])  # relu(n + 1 - needed) - relu(n - needed): 0 or 1
+    mlp.W_out.data[:, stream["out"]] = torch.tensor([[1.0], [-1.0]])
+    model.unembed.W_U.data[stream["out"], tokenizer.id("yes")] = 2 * gain
+    model.unembed.b_U.data[tokenizer.id("no")] = gain
+    heads = {f"L0H{i}": ("input", "END") for i in range(inputs)}
+    edges = (*(Edge(head, "MLP0", "mlp", "END") for head in heads), Edge("MLP0", "logits", "logits", "END"))
+    return Wired(model, heads | {"MLP0": ("gate", "END")}, edges, idle={f"L0H{inputs}": "moves the first bit to junk"})
+
+
+# (e) Controls ------------------------------------------------------------------------------------
 
 
 def circuit_free(wired: Wired, seed: int = 0) -> Transformer:

@@ -9,9 +9,10 @@ runs many patches at once and computes only tokens that they change; `attributio
 """
 
 import bisect
+import copy
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,9 +22,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp_edu.hooks import Cache, HookPoint, hook_name, hooked, run_with_cache
-from interp_edu.transformer import Transformer, attention, normalized, to_heads, weights
+from interp_edu.metrics import Metric, indices
+from interp_edu.transformer import Parameters, Transformer, attention, normalized, to_heads, weights
 
-Ids = int | Sequence[int] | Int[Tensor, "batch"]
 Live = Bool[Tensor, "_ pos"]  # a row for each run
 
 # What can be swept, in the order in which a layer computes it; from z on, it concerns no later position in its layer.
@@ -37,58 +38,6 @@ def by_unit(name: str, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch po
     if site in ("pattern", "attn_scores"):
         return x.transpose(1, 2)  # a pattern's positions are its queries', its features the keys
     return x if UNIT.get(site) == "head" else x[..., None] if site in UNIT else x[:, :, None]
-
-
-def _indices(given: Iterable[int] | None, size: int, what: str) -> list[int]:
-    """Indices counted from the start, all of them for None. Raises ValueError for one that is not there."""
-    given = range(size) if given is None else list(given)
-    for i in given:
-        if not -size <= i < size:
-            raise ValueError(f"there is no {what} {i}: they go from 0 to {size - 1}")
-    return [i % size for i in given]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number for each row, from its logits at one position; what is reported is the mean over rows.
-
-    `of` maps logits [patch, batch, choice] to numbers [patch, batch]. `position` is where to read, one for all rows or
-    one for each; `choices` [batch or 1, choice] are the tokens whose logits it needs, None the whole vocabulary.
-    """
-
-    of: Callable[[Float[Tensor, "patch batch choice"]], Float[Tensor, "patch batch"]]
-    position: Ids = -1
-    choices: Int[Tensor, "rows choice"] | None = None
-
-    def __call__(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, ""]:
-        read = self.read(logits)
-        values = self.of((read if self.choices is None else read.take_along_dim(self.choices, dim=1))[None])
-        if values.shape != (1, len(logits)):
-            raise ValueError(f"there are {len(logits)} rows, but the metric has numbers for {list(values.shape)[1:]}")
-        return values.mean()
-
-    def read(self, x: Float[Tensor, "batch pos feature"]) -> Float[Tensor, "rows feature"]:
-        """What stands where each row is read. Raises ValueError for a position that is not there."""
-        at = _indices(torch.as_tensor(self.position).reshape(-1).tolist(), x.shape[1], "position")
-        return x.take_along_dim(torch.tensor(at)[:, None, None], dim=1)[:, 0]
-
-
-def logit_difference(right: Ids, wrong: Ids, position: Ids = -1) -> Metric:
-    """The logit of the right token minus the wrong one's: linear in the last stream, and blind to all other tokens."""
-    pairs = torch.broadcast_tensors(*(torch.as_tensor(ids).reshape(-1) for ids in (right, wrong)))
-    return Metric(lambda logits: logits[..., 0] - logits[..., 1], position, torch.stack(pairs, dim=1))
-
-
-def probability(right: Ids, position: Ids = -1) -> Metric:
-    """The probability of the right token. It saturates: of two parts that each suffice, neither is needed."""
-    ids = torch.as_tensor(right).reshape(1, -1, 1)
-    return Metric(lambda logits: logits.softmax(dim=2).take_along_dim(ids, dim=2)[..., 0], position)
-
-
-def kl_divergence(reference: Float[Tensor, "batch pos d_vocab"], position: Ids = -1) -> Metric:
-    """KL(reference || patched run) in nats, over the whole vocabulary: `kl_divergence(model(clean))`."""
-    log_p = Metric(torch.sum, position).read(reference).log_softmax(dim=1)
-    return Metric(lambda logits: (log_p.exp() * (log_p - logits.log_softmax(dim=2))).sum(dim=2), position)
 
 
 @dataclass(frozen=True)
@@ -133,6 +82,30 @@ def mean_activations(model: Transformer, tokens: Int[Tensor, "batch pos"]) -> Ca
     """All activations averaged over rows, position by position, [1, ...]: a `source` for mean ablation."""
     with torch.no_grad():
         return Cache({name: x.mean(dim=0, keepdim=True) for name, x in run_with_cache(model, tokens)[1].items()})
+
+
+def noised(
+    model: Transformer,
+    tokens: Int[Tensor, "batch pos"],
+    where: Bool[Tensor, "batch pos"],
+    *,
+    scale: float = 3.0,
+    generator: torch.Generator | None = None,
+) -> tuple[Transformer, Int[Tensor, "batch pos"]]:
+    """Corruption by noise: the tokens at `where` become words that nobody knows, their embeddings the old ones plus
+    Gaussian noise of `scale` standard deviations of W_E (Meng et al. 2022, who take 3).
+
+    Returns a model that has the new words besides its own and shares all other weights, and the corrupted tokens: both
+    runs of an experiment, and every sweep, are then runs of this model.
+    """
+    W_E = weights(model.embed)["W_E"].detach()
+    known = W_E[tokens[where]]
+    new = known + scale * W_E.std() * torch.randn(known.shape, generator=generator)
+    other = copy.copy(model)
+    other.attached = {}  # hooks are its own
+    other._modules = {**model._modules, "embed": Parameters(W_E=torch.cat([W_E, new])).requires_grad_(False)}
+    other.cfg = replace(model.cfg, d_vocab=len(W_E) + len(new))
+    return other, tokens.masked_scatter(where, torch.arange(len(W_E), len(W_E) + len(new)))
 
 
 class Patching:
@@ -331,8 +304,8 @@ class Patching:
 
     def _resolved(self, patch: Patch, first: int = 0) -> tuple[str, list[int], list[int]]:
         _, n, units, _ = by_unit(patch.name, self.base[patch.name]).shape
-        positions = [p for p in _indices(patch.positions, n, "position") if p >= first]
-        return patch.name, positions, _indices(patch.units, units, UNIT.get(patch.name.rpartition("_")[2], "unit"))
+        positions = [p for p in indices(patch.positions, n, "position") if p >= first]
+        return patch.name, positions, indices(patch.units, units, UNIT.get(patch.name.rpartition("_")[2], "unit"))
 
     def _grid(self, site: str, axes: Iterable[str], window: int, only: Any) -> tuple[list[str], Any, Any]:
         """A sweep's axes; labels of layers, positions and units; and of each of the three what is patched together."""
@@ -344,7 +317,7 @@ class Patching:
         axes = list(axes) or ["layer", own if site in UNIT else "pos"]
         if not {*axes, *only} <= set(sizes) or len(set(axes)) < len(axes) or window < 1:
             raise ValueError(f"{site} has the axes {', '.join(sizes)}, once each, not {[*axes, *only]}; window >= 1")
-        labels = {axis: _indices(only.get(axis), size, axis) for axis, size in sizes.items()}
+        labels = {axis: indices(only.get(axis), size, axis) for axis, size in sizes.items()}
         groups = {axis: [[i] for i in indices] for axis, indices in labels.items()}
         groups["layer"] = [[*range(n_layers)[max(0, i - window // 2) : i + (window + 1) // 2]] for i in labels["layer"]]
         return axes, labels, [g if axis in axes else [sorted({*itertools.chain(*g)})] for axis, g in groups.items()]

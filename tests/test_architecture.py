@@ -21,7 +21,7 @@ PUBLISHED = [n for n in CHAPTERS if (ROOT / "book" / f"{stem(n)}.md").exists()]
 MODULES = {n: [topic] for n, topic in CHAPTERS.items()} | {
     2: ["superposition", "toy_training"],
     4: ["hooks", "transformer", "folding"],
-    8: ["patching"],
+    8: ["patching", "metrics"],
 }
 RUNG = {module: n for n, modules in MODULES.items() for module in modules}
 HELPERS = {

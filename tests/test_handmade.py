@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from interp_edu import handmade, tinyworld
-from interp_edu.handmade import circuit_free, fact_model, induction_model, ioi_model, shifted_induction_model
+from interp_edu.handmade import (
+    circuit_free,
+    fact_model,
+    gate_model,
+    induction_model,
+    ioi_model,
+    shifted_induction_model,
+)
 from interp_edu.hooks import hooked, run_with_cache
 
 
@@ -155,6 +162,26 @@ def test_the_circuit_is_described_as_it_is_wired(make):
         assert ((writes(name) @ p["unembed.W_U"]).abs().max() > 0) == ((name, "logits", "logits") in drawn)
     assert wired.heads() == [(int(n[1]), int(n[3])) for n in wired.nodes if "H" in n]
     assert all(0 <= layer < cfg.n_layers and 0 <= head < cfg.n_heads for layer, head in wired.heads())
+
+
+@pytest.mark.parametrize(("inputs", "needed"), [(1, 1), (2, 1), (2, 2), (3, 2), (6, 4)])
+def test_gates_count_their_inputs(inputs, needed):
+    wired = gate_model(inputs, needed, gain=3.0)
+    t = wired.model.tokenizer
+    rows = list(itertools.product([0, 1], repeat=inputs))
+    tokens = torch.tensor([[t.bos, *(t.id(str(bit)) for bit in row), t.id("=")] for row in rows])
+    expected = [3 if sum(row) >= needed else -3 for row in rows]
+
+    def difference():
+        logits = wired.model(tokens)[:, -1]
+        return (logits[:, t.id("yes")] - logits[:, t.id("no")]).tolist()
+
+    assert difference() == pytest.approx(expected, abs=1e-4)
+    with hooked(wired.model, [remove(next(iter(wired.idle)))]):
+        assert difference() == pytest.approx(expected, abs=1e-4)
+    for i in range(inputs):  # a removed input counts as 0
+        with hooked(wired.model, [remove(f"L0H{i}")]):
+            assert difference() == pytest.approx([3 if sum(row) - row[i] >= needed else -3 for row in rows], abs=1e-4)
 
 
 def test_heads_attend_as_their_roles_say():

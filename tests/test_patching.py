@@ -8,17 +8,8 @@ import torch
 
 from interp_edu import handmade, patching
 from interp_edu.hooks import hook_name, hooked, run_with_cache
-from interp_edu.patching import (
-    SITES,
-    Metric,
-    Patch,
-    Patching,
-    by_unit,
-    kl_divergence,
-    logit_difference,
-    mean_activations,
-    probability,
-)
+from interp_edu.metrics import Metric, kl_divergence, logit_difference, probability
+from interp_edu.patching import SITES, Patch, Patching, by_unit, mean_activations, noised
 from interp_edu.transformer import Config
 from tests.test_transformer import SHAPE, random_model, tokens
 
@@ -199,22 +190,6 @@ def test_gradients_that_are_wanted_do_not_matter():
 # Metrics -----------------------------------------------------------------------------------------
 
 
-def test_metrics_by_hand():
-    logits = torch.tensor([[[0.0, 1, 2], [3, 0, 0]], [[0, 0, 0], [1, 5, 0]]])  # batch pos d_vocab
-    assert logit_difference(0, 1)(logits).item() == (3 - 4) / 2
-    assert logit_difference([2, 1], [0, 0], [0, 1])(logits).item() == (2 + 4) / 2
-    e = torch.e
-    expected = (e**3 / (e**3 + 2) + e / (e + e**5 + 1)) / 2
-    assert probability(0)(logits).item() == pytest.approx(expected)
-    assert probability([0, 1], [1, 0])(logits).item() == pytest.approx((e**3 / (e**3 + 2) + 1 / 3) / 2)
-    p, q = logits[:, -1].softmax(-1), logits[:, 0].softmax(-1)
-    divergence = (p * (p / q).log()).sum(dim=-1).mean().item()
-    assert kl_divergence(logits)(logits.flip(1)).item() == pytest.approx(divergence)
-    assert kl_divergence(logits)(logits).item() == pytest.approx(0, abs=1e-7)
-    entropy = Metric(lambda x: -(x.softmax(-1) * x.log_softmax(-1)).sum(-1), position=0)
-    assert entropy(torch.zeros(2, 2, 3)).item() == pytest.approx(torch.tensor(3.0).log().item())
-
-
 def test_divergence_from_the_clean_run():
     model, clean, corrupted = random_model(), tokens(2, 6), tokens(2, 6, seed=1)
     p = Patching(model, clean, corrupted, kl_divergence(model(clean)))
@@ -370,6 +345,23 @@ def test_finds_the_fact_store_and_nothing_else(word, relation):
     assert found(p.sweep("post", ("layer", "neuron"))) == {(0, neuron) for neuron in ones}
 
 
+@pytest.mark.parametrize(
+    ("inputs", "needed", "sufficient", "necessary"),
+    [(2, 2, False, True), (2, 1, True, False), (6, 4, False, False), (1, 1, True, True)],
+    ids=["and", "or", "vote", "wire"],
+)
+def test_one_direction_alone_misleads_about_gates(inputs, needed, sufficient, necessary):
+    wired = handmade.gate_model(inputs, needed)
+    t = wired.model.tokenizer
+    clean, corrupted = (t.encode(" ".join([bit] * inputs + ["="])) for bit in "10")
+    for denoise, seen in ((True, sufficient), (False, necessary)):
+        p = Patching(wired.model, clean, corrupted, logit_difference(t.id("yes"), t.id("no")), denoise=denoise)
+        assert found(p.sweep("z")) == ({(0, i) for i in range(inputs)} if seen else set())
+        heads = Patch("blocks.0.attn.hook_z", units=range(inputs))
+        assert p.patched([heads]) == pytest.approx(float(denoise), abs=1e-4)
+        assert found(p.sweep("mlp_out")) == {(0, inputs + 1)}
+
+
 def test_in_a_model_without_a_circuit_nothing_stands_out():
     """Over many sentences, no head at any position carries much; in the wired model, three of them carry all."""
     wired = handmade.ioi_model()
@@ -383,6 +375,31 @@ def test_in_a_model_without_a_circuit_nothing_stands_out():
         p = Patching(model, clean, corrupted, logit_difference(io, s) if seed is None else kl_divergence(model(clean)))
         carried = (p.sweep("z", ("layer", "head", "pos")).values > 0.9).sum().item()
         assert carried == (3 if seed is None else 0)
+
+
+def test_noise_is_a_word_that_nobody_knows():
+    model, clean = random_model(), tokens(3, 6)
+    where = torch.zeros_like(clean, dtype=torch.bool)
+    where[[0, 1, 1, 2], [2, 2, 4, 0]] = True
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    other, corrupted = noised(model, clean, where, scale=2.0, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(other(clean), model(clean))
+    assert torch.equal(corrupted[~where], clean[~where])
+    assert sorted(corrupted[where].tolist()) == list(range(model.cfg.d_vocab, model.cfg.d_vocab + 4))
+    drawn = torch.randn(4, model.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    noise = 2.0 * model.embed.W_E.std() * drawn
+
+    def add(x, hook):
+        x[where] += noise
+
+    with hooked(model, [("hook_embed", add)]):
+        assert same(other(corrupted), model(clean))
+    p = Patching(other, clean, corrupted, logit_difference(1, 2))
+    assert same(p.sweep("resid_pre").values, one_by_one(p, "resid_pre", ("layer", "pos")))
+    assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
+    assert other.blocks[0] is model.blocks[0]
+    with pytest.raises(ValueError, match=f"ids go from 0 to {model.cfg.d_vocab - 1}"):
+        model(corrupted)
 
 
 # What comes out, and what is refused -------------------------------------------------------------
