@@ -11,7 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp_edu.attention_heads import LowRank, composition_scores, full_qk, ov_circuits, qk_circuits
+from interp_edu.circuits import Circuit
 from interp_edu.folding import center_writing_weights, fold_layer_norm
+from interp_edu.ioi import Head, Knockout, PerHead, Prompts, attention_by_role, copy_scores, performance
 from interp_edu.pretrained import ModelError, load
 from interp_edu.transformer import Config, Transformer
 
@@ -102,3 +104,74 @@ def quality(tensors: dict[str, Tensor]) -> dict[str, float]:
         "l8h10_into_name_movers_queries": q[8, 10, [9, 9, 10], [9, 6, 0]].mean().item(),
         "l4h11_back_one_by_positions": tensors["back_one"][4, 11].item(),
     }
+
+
+# Indirect objects --------------------------------------------------------------------------------
+
+# Wang et al. (2023), figure 2 and section 3: 26 heads of GPT-2 small, each at the position where it works.
+_PUBLISHED_HEADS = {
+    "duplicate-token head at S2": "0.1 0.10 3.0",
+    "previous-token head at S1+1": "2.2 4.11",
+    "induction head at S2": "5.5 5.8 5.9 6.9",
+    "S-inhibition head at END": "7.3 7.9 8.6 8.10",
+    "name mover head at END": "9.6 9.9 10.0",
+    "backup name mover head at END": "9.0 9.7 10.1 10.2 10.6 10.10 11.2 11.9",
+    "negative name mover head at END": "10.7 11.10",
+}
+GPT2_CIRCUIT = Circuit(
+    {
+        f"L{layer}H{head} at {where.split()[-1]}": where.partition(" at ")[0]
+        for (layer, head), where in sorted(
+            (tuple(map(int, head.split("."))), where)
+            for where, heads in _PUBLISHED_HEADS.items()
+            for head in heads.split()
+        )
+    }
+)
+GPT2_PUBLISHED = {
+    "logit difference": 3.56,
+    "IO above S": 0.993,
+    "P(IO)": 0.49,
+    "name movers' attention to IO": 0.59,
+    "S-inhibition heads' attention to S2": 0.51,
+    "copy score of the name movers, at least": 0.95,
+    "negative copy score of the negative name movers": 0.98,
+    "faithfulness of the circuit": 0.87,
+    "difference left without the name movers": 0.95,
+}
+
+
+def gpt2_measured(model: Transformer, p: Prompts, circuit: Circuit = GPT2_CIRCUIT) -> dict[str, float]:
+    """The quantities of `GPT2_PUBLISHED` for a model and a circuit whose nodes have the paper's roles.
+
+    Raises ValueError for a circuit that lacks one of the roles asked about, or has heads that the model has not.
+    """
+    wanted = {"name mover head", "S-inhibition head", "negative name mover head"}
+    if missing := wanted - set(circuit.nodes.values()):
+        raise ValueError(f"the circuit has no {', no '.join(sorted(missing))}")
+    there = {f"L{layer}H{head}" for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)}
+    if absent := {name.partition(" at ")[0] for name in circuit.nodes} - there:
+        raise ValueError(f"this model has no heads {', '.join(sorted(absent))}")
+
+    def heads(role: str) -> list[Head]:
+        names = [name.partition(" at ")[0][1:].split("H") for name, its in circuit.nodes.items() if its == role]
+        return [(int(layer), int(head)) for layer, head in names]
+
+    def of(table: PerHead, role: str) -> Tensor:
+        return torch.stack([table[head] for head in heads(role)])
+
+    basics, knockout = performance(model, p), Knockout(model, p)
+    to_io, to_s2 = attention_by_role(model, p, [("END", "IO"), ("END", "S2")])
+    whole, movers = knockout(knockout.network), {f"L{i}H{h}" for i, h in heads("name mover head")}
+    ours = [
+        basics["logit_difference"],
+        basics["io_above_s"],
+        basics["p_io"],
+        of(to_io, "name mover head").mean().item(),
+        of(to_s2, "S-inhibition head").mean().item(),
+        of(copy_scores(model, p), "name mover head").min().item(),
+        of(copy_scores(model, p, sign=-1), "negative name mover head").mean().item(),
+        knockout(circuit.nodes) / whole,
+        knockout(knockout.network - movers) / whole,
+    ]
+    return dict(zip(GPT2_PUBLISHED, ours, strict=True))

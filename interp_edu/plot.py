@@ -4,7 +4,7 @@ Colours are Okabe and Ito's, which stay apart for colour-blind readers; what dif
 in a label, marker or line style too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -54,15 +54,15 @@ def directions(ax: Axes, W: Any, labels: Sequence[str] | None = None, limit: flo
     return ax
 
 
-def matrix(ax: Axes, values: Any, *, limit: float = 1.0) -> Axes:
+def matrix(ax: Axes, values: Any, *, limit: float = 1.0, digits: int = 1) -> Axes:
     """A small matrix as a heat map, blue below and red above zero, from -limit to limit, with its numbers."""
     values = np.asarray(values)
     ax.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest")
     ax.spines[:].set_visible(False)
     for (i, j), value in np.ndenumerate(values):
-        if abs(value) > 0.05:
+        if abs(value) >= 0.5 * 10**-digits:
             color = "white" if abs(value) > 0.6 * limit else "black"
-            ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=7.5, color=color)
+            ax.text(j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=7.5, color=color)
     return ax
 
 
@@ -74,4 +74,43 @@ def categories(
     ax.pcolormesh(x, y, np.asarray(values), cmap=ListedColormap(colors[: len(names)]), vmin=-0.5, vmax=len(names) - 0.5)
     handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in colors[: len(names)]]
     ax.figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    return ax
+
+
+def circuit(
+    ax: Axes, places: Mapping[str, tuple[float, float]], edges: Mapping[tuple[str, str, str], float], **labels: str
+) -> Axes:
+    """A circuit: each node's name (or label) at its place (x, y), edges as arrows, wide for large weights.
+
+    An edge is (sender, receiver, input) and blue, or orange and dashed if its weight is negative; the input is written
+    beside its middle. Several edges between the same two nodes are drawn as bows.
+    """
+    widest = max((abs(weight) for weight in edges.values()), default=0.0) or 1.0
+    ax.set(xlim=(min(x for x, _ in places.values()) - 0.6, max(x for x, _ in places.values()) + 0.6))
+    ax.set(ylim=(min(y for _, y in places.values()) - 0.4, max(y for _, y in places.values()) + 0.4))
+    boxes = {}
+    for name, (x, y) in places.items():
+        box = {"boxstyle": "round,pad=0.4", "fc": "white", "ec": "0.3", "lw": 0.9}
+        boxes[name] = ax.text(x, y, labels.get(name, name), ha="center", va="center", fontsize=8, bbox=box, zorder=3)
+    ax.figure.canvas.draw()  # boxes get their sizes, at which arrows are to end
+    pairs = [edge[:2] for edge in edges]
+    for i, ((sender, receiver, side), weight) in enumerate(edges.items()):
+        (x0, y0), (x1, y1) = places[sender], places[receiver]
+        bow = 0.6 * (pairs[:i].count((sender, receiver)) - (pairs.count((sender, receiver)) - 1) / 2)
+        color, style = (COLORS[0], "-") if weight >= 0 else (COLORS[1], "--")
+        arrow = {
+            "arrowstyle": "-|>",
+            "connectionstyle": f"arc3,rad={bow}",
+            "color": color,
+            "lw": 0.7 + 3.3 * abs(weight) / widest,
+            "ls": style,
+            "patchA": boxes[sender].get_bbox_patch(),
+            "patchB": boxes[receiver].get_bbox_patch(),
+        }
+        ax.annotate("", (x1, y1), (x0, y0), arrowprops=arrow, zorder=1)
+        text = f"{side} {abs(weight):.1f}".strip()
+        x, y = (x0 + x1) / 2 + bow / 2 * (y1 - y0), (y0 + y1) / 2 - bow / 2 * (x1 - x0)
+        blank = {"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none"}
+        ax.text(x, y, text, ha="center", va="center", fontsize=7.5, color=color, bbox=blank, zorder=4)
+    ax.axis("off")
     return ax

@@ -6,6 +6,7 @@ says what to put where.
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -112,7 +113,9 @@ def _in_hub_cache(name: str) -> Path:
         f"or fetch them once, online: hf download {HUB[name]} {files.replace(',', '')}"
     )
     try:
-        from huggingface_hub import try_to_load_from_cache
+        with warnings.catch_warnings():  # in a notebook its progress bars want ipywidgets, which nothing here needs
+            warnings.simplefilter("ignore")
+            from huggingface_hub import try_to_load_from_cache
     except ImportError:
         raise ModelError(f"{name} is not here (and pip install 'interp_edu[gpt2]' is missing): {advice}") from None
     for repository in (HUB[name], name):

@@ -1,0 +1,232 @@
+"""Circuits and what is asked of them, on functions so small that every answer is known; and their picture."""
+
+import itertools
+import json
+import random
+from collections import Counter
+
+import matplotlib as mpl
+import pytest
+
+from interp_edu import plot
+from interp_edu.circuits import Agreement, Circuit, agreement, completeness, faithfulness, minimality
+
+mpl.use("Agg")
+
+INDUCTION = Circuit(
+    {"L0H1": "previous-token head", "L1H0": "induction head"},
+    {("embed", "L0H1", "v"): 0.5, ("L0H1", "L1H0", "k"): 2.0, ("L0H1", "L1H0", "v"): 1, ("L1H0", "logits", ""): -0.25},
+)
+
+# Nodes and edges ---------------------------------------------------------------------------------
+
+
+def test_nodes_and_who_reads_them():
+    assert INDUCTION.names == {"L0H1", "L1H0"}
+    assert INDUCTION.receivers("L0H1") == ["L1H0"]
+    assert INDUCTION.receivers("L1H0") == ["logits"]
+    assert INDUCTION.receivers("embed") == ["L0H1"]
+    assert INDUCTION.receivers("L7H7") == []
+    fan = Circuit(dict.fromkeys("acb", ""), {("a", "b", "q"): 1.0, ("a", "c", "k"): 1.0, ("a", "b", "v"): 1.0})
+    assert fan.receivers("a") == ["b", "c"]  # in the order of the edges
+    assert Circuit({"a": ""}).edges == Circuit({}, {("embed", "logits", ""): 1.0}).nodes == {}
+
+
+@pytest.mark.parametrize(
+    ("edge", "words"),
+    [
+        (("L0H1", "L2H2", "q"), "L2H2 is not a node"),
+        (("L2H2", "logits", ""), "L2H2 is not a node"),
+        (("L1H0", "L0H1", "k"), "L1H0 to L0H1 k goes backwards"),
+        (("L0H1", "L0H1", "k"), "goes backwards"),
+        (("logits", "L0H1", ""), "goes backwards"),
+        (("L0H1", "embed", ""), "goes backwards"),
+    ],
+)
+def test_edges_that_cannot_be(edge, words):
+    with pytest.raises(ValueError, match=words):
+        Circuit(INDUCTION.nodes, {edge: 1.0})
+
+
+def test_a_file_holds_it_all(tmp_path):
+    path = tmp_path / "circuit.json"
+    odd = Circuit({"b é": "'\"\n", "a": ""}, {("b é", "a", "mlp"): 1 / 3, ("a", "logits", ""): -1e-30})
+    for circuit in (INDUCTION, odd, Circuit({})):
+        circuit.save(path)
+        again = Circuit.load(str(path))
+        assert again == circuit
+        assert list(again.nodes) == list(circuit.nodes)  # the order means something
+        assert list(again.edges) == list(circuit.edges)
+    INDUCTION.save(path)
+    written = json.loads(path.read_text("utf-8"))
+    assert written["nodes"] == INDUCTION.nodes
+    assert written["edges"][1] == ["L0H1", "L1H0", "k", 2.0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        '{"nodes": {"a": ""}, "edges": [["a", "log',
+        "[]",
+        "3",
+        "null",
+        '{"nodes": {"a": ""}}',
+        '{"edges": []}',
+        '{"nodes": ["a"], "edges": []}',
+        '{"nodes": {"a": ""}, "edges": [["a", "logits", ""]]}',
+        '{"nodes": {"a": ""}, "edges": [["a", "logits", "", "much"]]}',
+        '{"nodes": {"a": ""}, "edges": [["a", "logits", "", null]]}',
+        '{"nodes": {"a": ""}, "edges": [["a", "b", "", 1]]}',
+        '{"nodes": {"a": ""}, "edges": [3]}',
+    ],
+)
+def test_damaged_files_are_refused_by_name(tmp_path, text):
+    path = tmp_path / "damaged.json"
+    path.write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=r"damaged\.json does not hold a circuit"):
+        Circuit.load(path)
+    path.write_bytes(b"\xff\xfe\x00" + text.encode())
+    with pytest.raises(ValueError, match=r"damaged\.json does not hold a circuit"):
+        Circuit.load(path)
+
+
+# How two agree -----------------------------------------------------------------------------------
+
+
+def test_agreement_by_hand():
+    true = Circuit(dict.fromkeys("abcd", "?"), {("a", "b", "q"): 1.0, ("a", "b", "k"): 1.0, ("d", "logits", ""): 1.0})
+    found = Circuit(dict.fromkeys("ade", ""), {("a", "d", "q"): 1.0, ("d", "logits", ""): -5.0})
+    both = agreement(found, true)
+    assert both == {"nodes": Agreement(2 / 3, 2 / 4), "edges": Agreement(1 / 2, 1 / 3)}
+    assert agreement(true, found)["nodes"] == Agreement(2 / 4, 2 / 3)
+    perfect = Agreement(1.0, 1.0)
+    assert agreement(true, Circuit(dict.fromkeys("dcba", ""), {})) == {"nodes": perfect, "edges": Agreement(0.0, 1.0)}
+    assert agreement(Circuit({}), true) == {"nodes": Agreement(1.0, 0.0), "edges": Agreement(1.0, 0.0)}
+    assert agreement(Circuit({}), Circuit({})) == {"nodes": perfect, "edges": perfect}
+    assert Agreement.of(iter("aab"), iter("ac")) == Agreement(1 / 2, 1 / 2)  # sets; any iterables
+
+
+# What a circuit has to pass ----------------------------------------------------------------------
+
+
+def and_gate(kept):
+    return 4.0 if {"a", "b"} <= kept else 1.0
+
+
+def backup(kept):
+    """a does it; b would do most of it if a were gone; c does a little beside."""
+    return (3.0 if "a" in kept else 2.5 if "b" in kept else 0.0) + ("c" in kept)
+
+
+def test_a_gate_that_needs_both():
+    network = "abc"
+    assert faithfulness(and_gate, "ab", network) == 1
+    assert faithfulness(and_gate, "a", network) == 0.25
+    assert completeness(and_gate, "ab", network, [(), "a", "c", "abc"]) == [(4, 4), (1, 1), (4, 4), (1, 1)]
+    assert minimality(and_gate, "cab") == {"a": 3, "b": 3, "c": 0}
+    # Where one of the two is gone already, the other changes nothing: the largest change counts.
+    assert minimality(and_gate, network, ["b", ""])["a"] == 3
+    assert minimality(and_gate, network, ["b"])["a"] == 0
+
+
+def test_completeness_shows_the_backup_that_faithfulness_does_not():
+    naive, network = ["a", "c"], ["a", "b", "c"]
+    assert faithfulness(backup, naive, network) == 1
+    sets = [(), ("a",), ("c",), ("a", "b")]
+    assert completeness(backup, naive, network, sets) == [(4, 4), (1, 3.5), (3, 3), (1, 1)]
+    assert all(ours == theirs for ours, theirs in completeness(backup, network, network, sets))
+
+
+def test_minimality_needs_company_to_see_that_either_of_two_matters():
+    def either(kept):
+        return float(bool({"a", "b"} & kept))
+
+    assert minimality(either, "abc") == {"a": 0, "b": 0, "c": 0}
+    company = [(), ("a",), ("b",)]
+    assert minimality(either, "abc", company) == {"a": 1, "b": 1, "c": 0}
+    assert minimality(either, "abc", [("a", "b")]) == {"a": 1, "b": 1, "c": 0}  # a node is no company for itself
+    assert minimality(lambda kept: -either(kept), "ab", iter(company)) == {"a": 1, "b": 1}  # by how much, not where to
+    assert minimality(either, "") == {}
+    assert minimality(backup, "abc") == {"a": 0.5, "b": 0, "c": 1}
+    assert minimality(backup, "abc", [(), "a"]) == {"a": 0.5, "b": 2.5, "c": 1}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_function_against_the_definitions(seed):
+    """Scores drawn for all sets of five nodes."""
+    rng, nodes = random.Random(seed), "abcde"
+    sets = [frozenset(s) for size in range(6) for s in itertools.combinations(nodes, size)]
+    table = {s: rng.uniform(1, 2) for s in sets}
+    circuit = frozenset(rng.sample(nodes, 3))
+    assert faithfulness(table.get, circuit, nodes) == table[circuit] / table[frozenset(nodes)]
+    pairs = completeness(table.get, circuit, nodes, sets)
+    assert pairs == [(table[circuit - k], table[frozenset(nodes) - k]) for k in sets]
+    assert completeness(table.get, nodes, iter(nodes), sets[3:4]) == [(table[frozenset(nodes) - sets[3]],) * 2]
+    found = minimality(table.get, sorted(circuit), sets)
+    assert list(found) == sorted(circuit)
+    for node, change in found.items():
+        with_it = [k for k in sets if node not in k]
+        assert change == max(abs(table[circuit - k - {node}] - table[circuit - k]) for k in with_it)
+
+
+def test_what_is_knocked_out_may_be_any_iterable():
+    sets = (iter(k) for k in [("a",), ("c",)])
+    assert completeness(backup, "ac", "abc", sets) == [(1, 3.5), (3, 3)]
+
+
+def test_a_network_that_does_nothing_has_no_share():
+    with pytest.raises(ZeroDivisionError):
+        faithfulness(lambda kept: 0.0, "a", "ab")
+    assert faithfulness(lambda kept: 1.0 - 2 * len(kept), "a", "ab") == pytest.approx(1 / 3)  # both negative
+
+
+# Its picture -------------------------------------------------------------------------------------
+
+PLACES = {"L0H1": (0.0, 0.0), "L1H0": (1.0, 1.0), "logits": (0.5, 2.5)}
+
+
+def drawn(edges, places=PLACES, **labels):
+    """Names at their places, letters on edges, and arrows as (colour, style, width, from, to)."""
+    fig, ax = plot.subplots()
+    try:
+        assert plot.circuit(ax, places, edges, **labels) is ax
+        fig.canvas.draw()
+        texts = [text for text in ax.texts if text.get_text()]
+        arrows = [text for text in ax.texts if not text.get_text()]
+        patches = [a.arrow_patch for a in arrows]
+        looks = [(p.get_edgecolor(), p.get_linestyle(), p.get_linewidth()) for p in patches]
+        ends = [(a.xyann, a.xy) for a in arrows]
+        return ax, {t.get_text(): t.get_position() for t in texts}, Counter(t.get_text() for t in texts), looks, ends
+    finally:
+        plot.plt.close(fig)
+
+
+def test_the_picture_has_every_node_and_edge():
+    edges = {("L0H1", "L1H0", "k"): 2.0, ("L0H1", "L1H0", "mlp"): 1.0, ("L1H0", "logits", ""): -4.0}
+    ax, at, count, looks, ends = drawn(edges, L1H0="induction\nhead")
+    assert count == {"L0H1": 1, "induction\nhead": 1, "logits": 1, "k 2.0": 1, "mlp 1.0": 1, "4.0": 1}
+    assert at["induction\nhead"] == (1, 1)
+    assert at["4.0"] == pytest.approx((0.75, 1.75))  # in the middle
+    both = at["k 2.0"], at["mlp 1.0"]  # two bows, one on either side
+    assert [sum(x) / 2 for x in zip(*both, strict=True)] == pytest.approx([0.5, 0.5])
+    assert abs(both[0][0] - both[1][0]) > 0.1
+    assert ends == [((0, 0), (1, 1)), ((0, 0), (1, 1)), ((1, 1), (0.5, 2.5))]
+    (plus, solid, two), (same, _, one), (minus, dashed, four) = looks
+    assert plus == same != minus
+    assert (solid, dashed) == ("-", "--")
+    assert one < two < four
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    assert all(left < x < right and bottom < y < top for x, y in PLACES.values())
+    assert drawn({})[2] == {"L0H1": 1, "L1H0": 1, "logits": 1}  # nodes alone
+
+
+def test_the_picture_of_what_has_no_place():
+    for edge in (("L0H1", "L3H3", "k"), ("embed", "L1H0", "")):
+        with pytest.raises((KeyError, ValueError), match=r"L3H3|embed"):
+            drawn({edge: 1.0})
+
+
+def test_the_picture_of_edges_without_weight():
+    _, _, _, looks, _ = drawn({("L0H1", "L1H0", "k"): 0.0})
+    assert len(looks) == 1
