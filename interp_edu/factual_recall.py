@@ -168,28 +168,42 @@ def second_moment(model: Transformer, layer: int, tokens: Int[Tensor, "batch pos
 
 
 def wanted_change(
-    model: Transformer, layer: int, q: Questions, target: int, *, steps: int = 60, lr: float = 0.3, decay: float = 0.05
+    model: Transformer,
+    layer: int,
+    q: Questions,
+    target: int,
+    *,
+    keep: Sequence[Questions] = (),
+    steps: int = 60,
+    lr: float = 0.3,
+    decay: float = 0.05,
 ) -> Float[Tensor, "d_model"]:
     """What an MLP would have to add at the subject's last word for `target` to be the answer, in all rows of q.
 
     Found by gradient: minus the log probability of the target, plus `decay` times the squared length relative to that
-    of the MLP's present output. (ROME adds a term that keeps other statements about the subject; it is left out here.)
+    of the MLP's present output, plus, for each of `keep`, other questions about the subject, KL(before || after) at
+    their END. (ROME has one such term, for the prompt "... is a".)
     """
-    _, cache = run_with_cache(model, q.tokens, hook_name("mlp_out", layer), stop_at_layer=layer + 1)
-    size = cache["mlp_out", layer][:, q.subject[1]].norm(dim=1).mean()
+    name = hook_name("mlp_out", layer)
+    _, cache = run_with_cache(model, q.tokens, name, stop_at_layer=layer + 1)
+    size = cache[name][:, q.subject[1]].norm(dim=1).mean()
+    before = [other.asked(model).log_softmax(dim=1) for other in keep]
     change = torch.zeros(model.cfg.d_model, requires_grad=True)
     optimizer = torch.optim.Adam([change], lr=lr * size.item() / math.sqrt(model.cfg.d_model))
 
-    def add(x: Tensor, hook: Any) -> Tensor:
-        at = torch.zeros(x.shape[1], 1)
-        at[q.subject[1]] = 1
-        return x + at * change
+    def after(questions: Questions) -> Tensor:
+        at = torch.zeros(questions.tokens.shape[1], 1)
+        at[questions.subject[1]] = 1
+        with hooked(model, [(name, lambda x, hook: x + at * change)]):
+            return model(questions.tokens)[:, -1].log_softmax(dim=1)
 
-    with torch.enable_grad(), hooked(model, [(hook_name("mlp_out", layer), add)]):
+    with torch.enable_grad():
         for _ in range(steps):
-            loss = -model(q.tokens)[:, -1].log_softmax(dim=1)[:, target].mean()
+            loss = decay * (change / size).square().sum() - after(q)[:, target].mean()
+            for other, log_p in zip(keep, before, strict=True):
+                loss = loss + (log_p.exp() * (log_p - after(other))).sum(dim=1).mean()
             optimizer.zero_grad()
-            (loss + decay * (change / size).square().sum()).backward()
+            loss.backward()
             optimizer.step()
     return change.detach()
 

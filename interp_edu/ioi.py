@@ -94,7 +94,7 @@ def prompts(
     """
     known = {"A", "B", "S", "place", "object"}
     for template in templates:
-        unknown = {name for _, name, _, _ in string.Formatter().parse(template)} - known - {None}
+        unknown = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None} - known
         if unknown:
             raise ValueError(f"{template!r} has fields {sorted(unknown)}; known are {sorted(known)}")
         places = [template.find(part) for part in ("{A}", "{B}", "{S}")]

@@ -24,6 +24,7 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pt", "model.pth
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 COURSE_SEEDS = (0, 1, 2)
 SMALL = ("phrases-2l", "phrases-1l", "distances-2l")
+RECALL = ("recall", "recall-plain")
 
 
 class ModelError(ValueError):
@@ -37,8 +38,9 @@ def load(name: str | Path, *, seed: int = 0, step: int | None = None) -> Transfo
     (`model.requires_grad_()`, or a hook that returns `x.requires_grad_()`).
 
     Args:
-        name: "tinyworld", one of chapter 6's small models ("phrases-2l", "phrases-1l", "distances-2l"), a GPT-2
-            ("gpt2", "gpt2-medium", ...; from the Hugging Face cache), or a folder.
+        name: "tinyworld", one of chapter 6's small models ("phrases-2l", "phrases-1l", "distances-2l") or of chapter
+            10's ("recall", and "recall-plain", which never read the register), a GPT-2 ("gpt2", "gpt2-medium", ...;
+            from the Hugging Face cache), or a folder.
         seed: which of the shipped models, 0, 1 or 2; they differ in nothing but chance.
         step: a small model on the way, if it was kept; without it, at the end of its training.
 
@@ -48,14 +50,16 @@ def load(name: str | Path, *, seed: int = 0, step: int | None = None) -> Transfo
     """
     if step is not None and name not in SMALL:
         raise ModelError(f"no steps of training were kept of {str(name)!r}, only of {SMALL[0]!r}")
-    if name == "tinyworld" or name in SMALL:
+    if name in ("tinyworld", *SMALL, *RECALL):
         if seed not in COURSE_SEEDS:
             raise ModelError(f"the shipped models come with seeds {', '.join(map(str, COURSE_SEEDS))}, not {seed}")
-        return _course_model(seed) if name == "tinyworld" else _small_model(str(name), seed, step)
+        if name in SMALL:
+            return _small_model(str(name), seed, step)
+        return _course_model(seed) if name == "tinyworld" else _recall_model(str(name), seed)
     folder = Path(name)
     if not folder.is_dir():
         if str(name) not in HUB:
-            names = ", ".join(map(repr, ["tinyworld", *SMALL, *HUB]))
+            names = ", ".join(map(repr, ["tinyworld", *SMALL, *RECALL, *HUB]))
             raise ModelError(f"there is no model and no folder called {str(name)!r}; known by name are {names}")
         folder = _in_hub_cache(str(name))
     return _from_folder(folder)
@@ -103,6 +107,15 @@ def _small_model(name: str, seed: int, step: int | None) -> Transformer:
     model = Transformer(small_config(name))
     model.load_state_dict(state)
     model.tokenizer = tinyworld.Tokenizer([tinyworld.BOS, *tinyworld.NAMES])
+    return model.requires_grad_(False).eval()
+
+
+def _recall_model(name: str, seed: int) -> Transformer:
+    prefix = f"{name}.{seed}."
+    tensors = weights.load("recall")
+    model = Transformer(tinyworld.CONFIG)
+    model.load_state_dict({key.removeprefix(prefix): x for key, x in tensors.items() if key.startswith(prefix)})
+    model.tokenizer = tinyworld.TOKENIZER
     return model.requires_grad_(False).eval()
 
 

@@ -5,7 +5,9 @@ Chapters train what takes seconds and load from `weights/` what takes longer.
 """
 
 import hashlib
+import itertools
 import json
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +18,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from interp_edu import induction_heads, measurements, pretrained, superposition, toy_training, weights
+from interp_edu import (
+    factual_recall,
+    induction_heads,
+    measurements,
+    pretrained,
+    superposition,
+    tinyworld,
+    toy_training,
+    weights,
+)
+from interp_edu.tinyworld import BOS
 from interp_edu.training import Tensors, course_model, course_quality, progress, train_language_model
 from interp_edu.transformer import Transformer
 
@@ -128,6 +140,77 @@ def small_quality(tensors: Tensors) -> dict[str, float]:
     return found
 
 
+# Chapter 10's models --------------------------------------------------------------------------------
+
+RECALL_STEPS = 2000
+REGISTER = 0.5  # the share of sentences that are entries of the register
+
+
+def recall_models(_: Path) -> Tensors:
+    """Models of the course model's shape that read nothing but facts, with and without the register, three seeds each.
+
+    They start from small random weights, not from the course model's own start. From that one, with its positions and
+    its MLPs that write nothing yet, the same rows led to a look-up at the last word of the prompt (one seed tried).
+    """
+    tensors: Tensors = {}
+    for name, seed in itertools.product(pretrained.RECALL, pretrained.COURSE_SEEDS):
+        model = Transformer(tinyworld.CONFIG, torch.Generator().manual_seed(seed))
+        show, rows = progress(f"{name}, seed {seed}", RECALL_STEPS), partial(recall_rows, name, seed)
+        train_language_model(model, rows, steps=RECALL_STEPS, on_step=show)
+        tensors |= {f"{name}.{seed}.{key}": value.detach().half() for key, value in model.state_dict().items()}
+    return tensors
+
+
+def recall_rows(name: str, seed: int, step: int, rows: int = 32) -> Int[Tensor, "batch pos"]:
+    """Facts in their paraphrases, in three of five those about people with an aside about somebody else (in half of
+    these a namesake); and for "recall" entries of a register, name and one answer: `Clara Stone piano.`"""
+    rng = random.Random(f"{name} {seed} {step}")
+    found: list[list[str]] = []
+    people = sorted({fact.subject for fact in tinyworld.FACTS if fact.subject[0] in tinyworld.FIRST})
+    for _ in range(rows):
+        words: list[str] = []
+        while len(words) < tinyworld.N_CTX - 1:
+            fact = rng.choice(tinyworld.FACTS)
+            if rng.random() < (REGISTER if name == "recall" else 0):
+                words += [*fact.subject, fact.answer, "."]
+                continue
+            aside, told = "", [n for n in range(6) if not tinyworld.held_out_paraphrase(fact, n)]
+            if fact.subject in people and rng.random() < 0.6:
+                shared = 1 if rng.random() < 0.5 else 0
+                others = [y for y in people if sum(a == b for a, b in zip(y, fact.subject, strict=True)) == shared]
+                aside = rng.choice(tinyworld.ASIDES).format(Y=" ".join(rng.choice(others)))
+            words += tinyworld.tell(fact, rng.choice(told), aside).words
+        found.append([BOS, *words[: tinyworld.N_CTX - 1]])
+    return torch.tensor([[tinyworld.TOKENIZER.ids[word] for word in row] for row in found])
+
+
+@torch.no_grad()
+def recall_quality(tensors: Tensors) -> dict[str, float]:
+    """Of each kind, over seeds: how many facts are right, and how many a transplant of MLP 0's output moves.
+
+    The facts are where people live, asked with an aside; the transplant is at the last word of the subject.
+    """
+    facts = [f for f in tinyworld.FACTS if f.relation == "home" and f.subject != ("Otto", "Marsh")]
+    q, donors = (
+        factual_recall.questions(tinyworld.TOKENIZER, rows, 0, ", unlike Otto Marsh ,")
+        for rows in (facts, facts[1:] + facts[:1])
+    )
+    differ = q.answers != donors.answers
+    quality: dict[str, float] = {}
+    for name in pretrained.RECALL:
+        right, moved = [], []
+        for seed in pretrained.COURSE_SEEDS:
+            model, prefix = Transformer(tinyworld.CONFIG), f"{name}.{seed}."
+            model.load_state_dict({k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)})
+            says = factual_recall.transplant(model, q, donors, ["blocks.0.hook_mlp_out"], q.subject[1:]).argmax(dim=1)
+            right.append((q.asked(model).argmax(dim=1) == q.answers).double().mean().item())
+            moved.append((says == donors.answers)[differ].double().mean().item())
+        key = name.replace("-", "_")
+        quality |= {f"{key}_right_lowest": min(right)}
+        quality |= {f"{key}_moved_lowest": min(moved), f"{key}_moved_highest": max(moved)}
+    return quality
+
+
 # Chapter 2's sweep -------------------------------------------------------------------------------
 
 SWEEP_SEEDS = (0, 1, 2)
@@ -181,6 +264,11 @@ RECIPES = {
         "Chapter 6: attention-only models of one and two layers on phrases or on fixed distances, over three seeds.",
         small_models,
         small_quality,
+    ),
+    "recall": Recipe(
+        "Chapter 10: the course model's shape on facts alone, with and without a register, over three seeds each.",
+        recall_models,
+        recall_quality,
     ),
     "gpt2_attention": Recipe(
         "Chapters 5 and 6: composition of all heads of GPT-2 small, from its attention weights.",

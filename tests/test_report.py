@@ -148,7 +148,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     assert "not a notebook any more" in capsys.readouterr().err
     assert main(["check", __file__]) == 2
     assert "ends in .ipynb" in capsys.readouterr().err
-    assert main(["check", "10"]) == 2
+    assert main(["check", "11"]) == 2
     assert "in preparation" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     assert main(["check", "2"]) == 2
