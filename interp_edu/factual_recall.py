@@ -57,6 +57,22 @@ def questions(tokenizer: Any, facts: Sequence[Fact], paraphrase: int = 0, aside:
     return Questions(torch.tensor(rows), answers, (last - 1, last), tuple(facts))
 
 
+def strangers(
+    tokenizer: Any, facts: Sequence[Fact], paraphrase: int = 0, aside: str = ""
+) -> tuple[Questions, Questions]:
+    """Questions and donors, row for row: each fact and the next one, where answers differ and no name is shared.
+
+    With a name in common, moving the other one alone would make the donor of the recipient.
+    """
+    pairs = [
+        (a, b)
+        for a, b in zip(facts, [*facts[1:], *facts[:1]], strict=True)
+        if a.answer != b.answer and not set(a.subject) & set(b.subject)
+    ]
+    ours, theirs = zip(*pairs, strict=True) if pairs else ((), ())
+    return questions(tokenizer, ours, paraphrase, aside), questions(tokenizer, theirs, paraphrase, aside)
+
+
 def with_interval(values: Float[Tensor, "n *rest"]) -> tuple[Tensor, Tensor]:
     """Mean over rows, and half the width of its 95 % interval (normal approximation)."""
     return values.mean(dim=0), 1.96 * values.std(dim=0) / math.sqrt(len(values))

@@ -188,14 +188,12 @@ def recall_rows(name: str, seed: int, step: int, rows: int = 32) -> Int[Tensor, 
 def recall_quality(tensors: Tensors) -> dict[str, float]:
     """Of each kind, over seeds: how many facts are right, and how many a transplant of MLP 0's output moves.
 
-    The facts are where people live, asked with an aside; the transplant is at the last word of the subject.
+    The facts are where people live, asked with an aside; the transplant is at the last word of the subject, from
+    somebody who lives elsewhere and shares neither name. (With a common name, moving the other alone would do.)
     """
     facts = [f for f in tinyworld.FACTS if f.relation == "home" and f.subject != ("Otto", "Marsh")]
-    q, donors = (
-        factual_recall.questions(tinyworld.TOKENIZER, rows, 0, ", unlike Otto Marsh ,")
-        for rows in (facts, facts[1:] + facts[:1])
-    )
-    differ = q.answers != donors.answers
+    random.Random(0).shuffle(facts)
+    q, donors = factual_recall.strangers(tinyworld.TOKENIZER, facts, 0, ", unlike Otto Marsh ,")
     quality: dict[str, float] = {}
     for name in pretrained.RECALL:
         right, moved = [], []
@@ -204,7 +202,7 @@ def recall_quality(tensors: Tensors) -> dict[str, float]:
             model.load_state_dict({k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)})
             says = factual_recall.transplant(model, q, donors, ["blocks.0.hook_mlp_out"], q.subject[1:]).argmax(dim=1)
             right.append((q.asked(model).argmax(dim=1) == q.answers).double().mean().item())
-            moved.append((says == donors.answers)[differ].double().mean().item())
+            moved.append((says == donors.answers).double().mean().item())
         key = name.replace("-", "_")
         quality |= {f"{key}_right_lowest": min(right)}
         quality |= {f"{key}_moved_lowest": min(moved), f"{key}_moved_highest": max(moved)}

@@ -1,11 +1,19 @@
-"""Chapter 6's small models: their data, their training in small, and that the shipped ones are what they are said to be."""
+"""Chapter 6's and chapter 10's models: their data, their training in small, and that the shipped ones are what they are said to be."""
+
+import itertools
+import random
+import re
+from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from interp_edu import pretrained, recipes, weights
-from interp_edu.pretrained import load, small_config
+from interp_edu import pretrained, recipes, tinyworld, weights
+from interp_edu.hooks import hooked
+from interp_edu.pretrained import ModelError, load, small_config
+from interp_edu.tinyworld import FACTS, TOKENIZER, Fact
+from interp_edu.training import train_language_model
 from interp_edu.transformer import Transformer
 from tests.test_induction_heads import is_made_of_phrases
 
@@ -201,3 +209,228 @@ def test_the_curves_are_whole(shipped):
             jump = (row > 0.5).nonzero()[0].item() * recipes.CURVE_EVERY
             assert 80 <= jump <= 320
             assert (row[jump // recipes.CURVE_EVERY + 5 :] > 0.5).all()  # and it stays
+
+
+# Chapter 10's models
+
+PEOPLE = {fact.subject for fact in FACTS if fact.relation == "home"}
+FORMS = [  # relation, number, the words around subject and aside, the aside in full and who it is about
+    (relation, n, re.compile(template.replace("{X}", r"(\w+ \w+)( , .*?(\w+ \w+)(?: well)? ,)?") + r" (\w+)"))
+    for relation, templates in tinyworld.PARAPHRASES.items()
+    for n, template in enumerate(templates)
+]
+
+
+def sentences(rows):
+    """What is in some rows: register entries as facts, and told facts as (fact, number, aside, who it is about)."""
+    register, told = [], []
+    for row in rows.tolist():
+        text = " ".join(TOKENIZER.vocab[token] for token in row[1:])
+        for sentence in text.split(" . ")[:-1]:  # the last one may be cut off
+            found = [(relation, n, match) for relation, n, form in FORMS if (match := form.fullmatch(sentence))]
+            if not found:
+                first, last, answer = sentence.split()
+                register.append(((first, last), answer))
+                continue
+            [(relation, n, match)] = found
+            subject, aside, other, answer = match.groups()
+            told.append((Fact(tuple(subject.split()), relation, answer), n, aside, other and tuple(other.split())))
+    return register, told
+
+
+@pytest.fixture(scope="module")
+def read():
+    return {name: sentences(recipes.recall_rows(name, 0, 7, rows=400)) for name in pretrained.RECALL}
+
+
+@pytest.mark.parametrize("name", pretrained.RECALL)
+def test_rows_of_facts(name):
+    rows = recipes.recall_rows(name, 0, 5)
+    assert rows.shape == (32, 64)
+    assert rows.dtype == torch.int64
+    assert (rows[:, 0] == TOKENIZER.bos).all()
+    assert (rows[:, 1:] != TOKENIZER.bos).all()
+    assert len(rows.unique(dim=0)) == 32
+    random.seed(3)  # nothing but the name, the seed and the step says what they are
+    assert torch.equal(rows, recipes.recall_rows(name, 0, 5))
+    assert torch.equal(recipes.recall_rows(name, 0, 5, rows=3), rows[:3])
+    other = pretrained.RECALL[name == "recall"]
+    for rest in ((name, 0, 6), (name, 1, 5), (other, 0, 5)):
+        assert not torch.equal(rows, recipes.recall_rows(*rest))
+
+
+def test_only_one_of_the_two_reads_the_register(read):
+    register, told = read["recall"]
+    assert len(register) / (len(register) + len(told)) == pytest.approx(0.5, abs=0.05)
+    answers = {}
+    for fact in FACTS:
+        answers.setdefault(fact.subject, set()).add(fact.answer)
+    assert all(answer in answers[subject] for subject, answer in register)
+    assert {subject for subject, _ in register} == set(answers)
+    relation_of = {(fact.subject, fact.answer): fact.relation for fact in FACTS}
+    share = Counter(relation_of[entry] for entry in register)
+    assert {relation: n / len(register) for relation, n in share.items()} == pytest.approx(
+        {"home": 0.25, "job": 0.25, "instrument": 0.25, "city": 0.125, "material": 0.125}, abs=0.04
+    )
+    register, told = read["recall-plain"]
+    assert register == []
+    assert len(told) > 1500
+
+
+@pytest.mark.parametrize("name", pretrained.RECALL)
+def test_facts_are_told_truly_and_never_as_held_out(read, name):
+    _, told = read[name]
+    assert all(fact in FACTS for fact, *_ in told)
+    assert not any(tinyworld.held_out_paraphrase(fact, n) for fact, n, *_ in told)
+    assert {(fact.relation, n) for fact, n, *_ in told} == {(relation, n) for relation, n, _ in FORMS}
+    assert max(Counter((fact.relation, n) for fact, n, *_ in told).values()) < 0.08 * len(told)
+
+
+@pytest.mark.parametrize("name", pretrained.RECALL)
+def test_asides_are_about_somebody_else(read, name):
+    _, told = read[name]
+    of_people = [(fact, aside, other) for fact, _, aside, other in told if fact.subject in PEOPLE]
+    asides = [(fact, aside, other) for fact, aside, other in of_people if aside]
+    assert len(asides) / len(of_people) == pytest.approx(0.6, abs=0.05)
+    assert not any(aside for fact, _, aside, _ in told if fact.subject not in PEOPLE)
+    known = {aside.replace("{Y}", " ".join(person)) for aside in tinyworld.ASIDES for person in PEOPLE}
+    assert all(aside.strip() in known for _, aside, _ in asides)
+    assert {other for *_, other in asides} <= PEOPLE
+    assert not any(other == fact.subject for fact, _, other in asides)
+    shared = Counter((other[0] == fact.subject[0], other[1] == fact.subject[1]) for fact, _, other in asides)
+    assert shared[False, False] / len(asides) == pytest.approx(0.5, abs=0.05)
+    assert shared[True, False] > 0.1 * len(asides)
+    assert shared[False, True] > 0.1 * len(asides)
+
+
+def test_the_recall_recipe_writes_what_load_reads(monkeypatch):
+    """One step, instead of 2,000, from the usual start."""
+    monkeypatch.setattr(recipes, "RECALL_STEPS", 1)
+    monkeypatch.setattr(pretrained, "COURSE_SEEDS", (1,))
+    tensors = recipes.RECIPES["recall"].make(weights.FOLDER / "recall.unfinished")
+    assert {value.dtype for value in tensors.values()} == {torch.float16}
+    assert not any(value.requires_grad for value in tensors.values())
+    monkeypatch.setattr(weights, "load", lambda name: {key: value.float() for key, value in tensors.items()})
+    for name in pretrained.RECALL:
+        expected = Transformer(tinyworld.CONFIG, torch.Generator().manual_seed(1))
+        start = {key: value.clone() for key, value in expected.state_dict().items()}
+        train_language_model(expected, lambda step, name=name: recipes.recall_rows(name, 1, step), steps=1)
+        model = load(name, seed=1)
+        assert equal(model.state_dict(), {key: value.half().float() for key, value in expected.state_dict().items()})
+        assert not equal(model.state_dict(), {key: value.half().float() for key, value in start.items()})
+    assert len(tensors) == 2 * len(start)
+
+
+def course(seed):
+    return dict(weights.load(f"tinyworld{f'_{seed}' if seed else ''}"))
+
+
+def by_hand(tensors):
+    """The shares of homes that a model knows, with an aside, and that go with MLP 0's output at the last name."""
+    model = Transformer(tinyworld.CONFIG)
+    model.load_state_dict(tensors)
+    model.requires_grad_(False)
+    facts = [fact for fact in FACTS if fact.relation == "home" and fact.subject != ("Otto", "Marsh")]
+    rows = TOKENIZER.encode([f"{' '.join(fact.subject)}, unlike Otto Marsh, lives in" for fact in facts])
+    answers = [TOKENIZER.id(fact.answer) for fact in facts]
+    outputs = []
+    with hooked(model, [("blocks.0.hook_mlp_out", lambda x, hook: outputs.append(x[:, 2]))]):
+        right = model(rows)[:, -1].argmax(dim=1).tolist()
+
+    def put(x, hook):
+        x[:, 2] = outputs[0].roll(-1, dims=0)  # the next fact's
+
+    with hooked(model, [("blocks.0.hook_mlp_out", put)]):
+        says = model(rows)[:, -1].argmax(dim=1).tolist()
+    donors = [*answers[1:], answers[0]]
+    pairs = [(said, new) for said, old, new in zip(says, answers, donors, strict=True) if old != new]
+    assert len(pairs) < len(facts)  # some neighbours live in one city
+    return (
+        sum(a == b for a, b in zip(right, answers, strict=True)) / len(facts),
+        sum(a == b for a, b in pairs) / len(pairs),
+    )
+
+
+def test_quality_of_recall_takes_the_worst_seed():
+    """On the course models, one of them in other places, and one damaged."""
+    models = [course(seed) for seed in SEEDS]
+    models[1]["blocks.3.attn.W_O"] *= 0.5
+    found = [by_hand(model) for model in models]
+    assert 0 < found[1][0] < found[0][0]
+    assert len({moved for _, moved in found}) > 1
+    order = {"recall": (2, 0, 1), "recall-plain": (1, 1, 0)}
+    tensors = {
+        f"{name}.{seed}.{key}": value.half()
+        for name, places in order.items()
+        for seed, place in enumerate(places)
+        for key, value in models[place].items()
+    }
+    right, moved = ({name: [found[place][i] for place in places] for name, places in order.items()} for i in range(2))
+    assert recipes.recall_quality(tensors) == pytest.approx(
+        {
+            "recall_right_lowest": min(right["recall"]),
+            "recall_moved_lowest": min(moved["recall"]),
+            "recall_moved_highest": max(moved["recall"]),
+            "recall_plain_right_lowest": min(right["recall-plain"]),
+            "recall_plain_moved_lowest": min(moved["recall-plain"]),
+            "recall_plain_moved_highest": max(moved["recall-plain"]),
+        }
+    )
+
+
+# What is shipped of chapter 10
+
+
+@pytest.fixture(scope="module")
+def recall():
+    return weights.load("recall")
+
+
+def test_the_quality_of_recall_is_as_stated(recall):
+    assert recipes.RECIPES["recall"].measure is recipes.recall_quality
+    stated = weights.manifest()["recall"]["quality"]
+    assert recipes.recall_quality(recall) == pytest.approx(stated, abs=0.002)
+    assert stated["recall_right_lowest"] > 0.9
+    assert stated["recall_plain_right_lowest"] > 0.9
+    assert stated["recall_moved_lowest"] > stated["recall_plain_moved_highest"] + 0.2  # what the chapter is about
+
+
+@pytest.mark.parametrize(("name", "seed"), [*itertools.product(pretrained.RECALL, SEEDS)])
+def test_the_recall_models(recall, name, seed):
+    model = load(name, seed=seed)
+    assert model.cfg == tinyworld.CONFIG
+    assert model.tokenizer is TOKENIZER
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    assert equal(
+        model.state_dict(),
+        {key.removeprefix(f"{name}.{seed}."): x for key, x in recall.items() if re.match(rf"{name}\.{seed}\.", key)},
+    )
+    right, moved = by_hand(model.state_dict())
+    stated = weights.manifest()["recall"]["quality"]
+    key = name.replace("-", "_")
+    assert right >= stated[f"{key}_right_lowest"] - 0.002
+    assert stated[f"{key}_moved_lowest"] - 0.002 <= moved <= stated[f"{key}_moved_highest"] + 0.002
+
+
+def test_the_recall_models_are_six(recall):
+    names = [f"{name}.{seed}" for name in pretrained.RECALL for seed in SEEDS]
+    assert {".".join(key.split(".")[:2]) for key in recall} == set(names)
+    assert len({recall[f"{name}.unembed.W_U"].sum().item() for name in names}) == 6
+    assert torch.equal(load("recall").embed.W_E, load("recall", seed=0).embed.W_E)
+    assert len(recall) == 6 * len(load("recall").state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("recall", {"seed": 3}, "seeds 0, 1, 2, not 3"),
+        ("recall-plain", {"seed": -1}, "seeds 0, 1, 2, not -1"),
+        ("recall", {"step": 0}, "no steps of training were kept of 'recall', only of 'phrases-2l'"),
+        ("recall_plain", {}, "no folder called 'recall_plain'; known by name are .*'recall', 'recall-plain'"),
+    ],
+    ids=str,
+)
+def test_recall_models_that_do_not_exist(name, settings, words):
+    with pytest.raises(ModelError, match=words):
+        load(name, **settings)

@@ -99,8 +99,9 @@ def _two(judge: Judge, got: Any) -> tuple[Any, Any]:
 
 @exercise("Causal tracing")
 def average_indirect_effect(fn: Any, judge: Judge) -> None:
-    hand = torch.tensor([0.1, 0.3]), torch.tensor([[[0.3, 0.1, 0.2]], [[0.7, 0.1, 0.4]]])
-    cases = [("two prompts by hand", *hand, torch.tensor([[0.3, -0.1, 0.1]]), torch.tensor([[0.196, 0.196, 0]]))]
+    restored = torch.tensor([[[0.3, 0.0, 0.2]], [[0.7, 0.3, 0.4]], [[0.8, 0.3, 0.3]]])
+    mean, half = torch.tensor([[0.4, 0.0, 0.1]]), torch.tensor([[0.22632, 0.11316, 0.0]])
+    cases = [("three prompts by hand", torch.tensor([0.1, 0.3, 0.2]), restored, mean, half)]
     for prompts, layers, pos in ((4, 3, 4), (3, 3, 5), (2, 5, 1), (7, 2, 6), (40, 4, 3)):
         corrupted = judge.rand(prompts, high=0.5)
         restored = corrupted[:, None, None] + judge.rand(prompts, layers, pos, low=-0.2, high=0.5)
@@ -111,11 +112,11 @@ def average_indirect_effect(fn: Any, judge: Judge) -> None:
         first, second = _two(judge, judge.call(fn, corrupted, restored))
         known: dict[tuple[int, ...], str] = {
             tuple(restored.shape): "a number for each prompt: take the mean over prompts",
+            (len(corrupted),): "a number for each prompt: take the mean over prompts, and keep layers and positions",
             shape[1:]: "a mean over layers: take it over prompts only",
             shape[:1]: "a mean over positions: take it over prompts only",
             (len(corrupted), shape[1]): "a mean over layers: take it over prompts, the first axis",
             (len(corrupted), shape[0]): "a mean over positions: take it over prompts, the first axis",
-            (len(corrupted),): "a number for each prompt: take the mean over prompts, and keep layers and positions",
             (): "one number: keep layers and positions apart, [layer, pos]",
             shape[::-1]: "transposed: layers come first, then positions",
         }
@@ -172,9 +173,9 @@ def _transplants(seed: int) -> list[tuple[_Task, str, int, Tensor]]:
     judge, found = Judge("", "", seed), []
     small, plain = {"n_layers": 1, "n_heads": 2, "d_head": 7}, {"attn_only": True, "d_mlp": 0}
     for change, batch, length, name, p in (
-        (small, 3, 6, "blocks.0.hook_mlp_out", 2),
-        (small, 1, 5, "hook_embed", 1),
-        (plain, 4, 7, "blocks.1.hook_resid_pre", 3),
+        (small, 3, 6, "blocks.0.attn.hook_v", 2),
+        (small | plain, 1, 5, "hook_embed", 1),
+        ({}, 4, 5, "blocks.0.hook_mlp_out", 3),
     ):
         model = _model(judge, **change)
         donors, recipients = _tokens(judge, model, batch, length), _tokens(judge, model, batch, length)
@@ -294,14 +295,17 @@ def _inputs(n_first: int, n_last: int) -> tuple[list[str], Tensor]:
 
 WIRINGS = {  # weight, bias, and what else
     "there is no bias: a single name brings the whole value, and a pair twice; -1 makes it an AND": (1.0, 0.0, ""),
-    "single names bring half of a value: this is a sum, not an AND; a bias makes a neuron wait for both": (0.5, 0.0, ""),
+    "single names bring half of a value: this is a sum, not an AND; a bias makes a neuron wait for both": (
+        0.5,
+        0.0,
+        "",
+    ),
     "it is silent always: two names of weight 1 give 2, and a bias of -2 takes all of it away": (1.0, -2.0, ""),
     "the bias is too small: a single name of weight 1 still fires with a bias of -0.5": (1.0, -0.5, ""),
     "the bias has the wrong sign: neurons fire although nothing is there": (1.0, 1.0, ""),
     "it is too weak: both names give 1, less the bias": (0.5, -0.5, ""),
     "it fires too strongly, with 2: the value is to come out once": (2.0, -2.0, ""),
     "last names stand behind the first names: the row of `last` is n_first + last": (1.0, -1.0, "no offset"),
-    "last names stand behind the first names: the row is n_first + last, not n_last + last": (1.0, -1.0, "wrong offset"),
     "the values are in another order than the neurons": (1.0, -1.0, "turned"),
     "the values have the wrong sign": (1.0, -1.0, "minus"),
 }
@@ -309,17 +313,17 @@ WIRINGS = {  # weight, bias, and what else
 
 def _stored(facts: Facts, x: Tensor, n_first: int, weight: float, bias: float, how: str) -> Tensor:
     """What a store with a slip answers to inputs x."""
-    n_last, values = x.shape[1] - n_first, torch.stack(list(facts.values())).double()
+    values = torch.stack(list(facts.values())).double()
     W = torch.zeros(x.shape[1], len(facts)).double()
     for neuron, (first, last) in enumerate(facts):
         W[first, neuron] = weight
-        W[{"no offset": last, "wrong offset": (n_last + last) % len(W)}.get(how, n_first + last), neuron] = weight
+        W[last if how == "no offset" else n_first + last, neuron] = weight
     return (x @ W + bias).relu() @ {"turned": values.flip(0), "minus": -values}.get(how, values)
 
 
 @exercise("Wired: a store of facts")
 def store(fn: Any, judge: Judge) -> None:
-    hand: Facts = {(1, 2): torch.tensor([5.0, -1.0]), (0, 2): torch.tensor([2.0, 3.0])}
+    hand: Facts = {(1, 2): torch.tensor([5.0, -1.0, 4.0]), (0, 2): torch.tensor([2.0, 3.0, 0.0])}
     cases = [(hand, 2, 3)]
     for n_first, n_last, d_out, most in ((5, 3, 4, 7), (1, 1, 3, 1), (2, 6, 1, 3), (3, 4, 5, 12), (9, 12, 7, 40)):
         pairs = list(itertools.product(range(n_first), range(n_last)))
@@ -416,23 +420,8 @@ def _noisy(seed: int) -> list[tuple[Any, ...]]:
     small = {"n_layers": 1, "n_heads": 2, "d_head": 7, "d_model": 17}
     big, one = _model(judge, d_vocab=9), _model(judge, d_vocab=7, **small)
     for case, model, batch, length, subject, place in (
-        (
-            "a place that cannot matter: before the subject nothing is noised",
-            big,
-            3,
-            7,
-            (2, 3),
-            ("blocks.0.hook_mlp_out", 1),
-        ),
-        ("the stream at the subject's last word", big, 3, 7, (2, 3), ("blocks.1.hook_resid_pre", 3)),
-        (
-            "a place that cannot matter: nobody reads it after the last attention",
-            one,
-            1,
-            5,
-            (1,),
-            ("blocks.0.hook_mlp_out", 2),
-        ),
+        ("after the last attention, which cannot matter", one, 2, 6, (1, 3), ("blocks.0.hook_mlp_out", 2)),
+        ("the stream at the subject's last word", big, 3, 5, (1, 2), ("blocks.1.hook_resid_pre", 2)),
         ("one prompt, an attention output at END", one, 1, 5, (1,), ("blocks.0.hook_attn_out", 4)),
     ):
         tokens = _tokens(judge, model, batch, length)
@@ -463,7 +452,7 @@ def effect(fn: Any, judge: Judge) -> None:
         got = _number(judge, got, "the effect")
         mistakes = functools.partial(_wrong_effects, task, subject, noise, place, answer)
         _agree(judge, got, torch.tensor(want), case, mistakes)
-        if "cannot matter" in case:
+        if case.endswith("cannot matter"):
             likely = "both runs are to have the same noise, drawn once"
             judge.that(abs(float(got)) < 1e-6, f"zero, {case}", seen=float(got), expected="0", likely=likely)
 
@@ -478,6 +467,7 @@ def _homes() -> tuple[Tensor, Tensor]:
     """Who lives where, asked with the aside: rows of words, and answers. The subject stands at 1 and 2."""
     ids = tinyworld.TOKENIZER.id
     facts = [f for f in tinyworld.FACTS if f.relation == "home" and f.subject != ASIDE[1:]]
+    random.Random(0).shuffle(facts)  # as in the notebook
     rows = [[0, *map(ids, (*fact.subject, ",", *ASIDE, ",", "lives", "in"))] for fact in facts]
     return torch.tensor(rows), torch.tensor([ids(fact.answer) for fact in facts])
 
@@ -487,17 +477,27 @@ FIRST, LAST = 1, 2
 
 @functools.cache
 def _transplanted(
-    name: str, seed: int = 1, shifts: tuple[int, ...] = (1,), p: int = LAST, at: str = "0.hook_mlp_out", how: str = ""
+    name: str,
+    seed: int = 1,
+    shifts: tuple[int, ...] = (1,),
+    p: int = LAST,
+    at: str = "0.hook_mlp_out",
+    how: str = "",
 ) -> float:
-    """In which share of the cases the answer becomes the donor's, of donors some places further down the list."""
+    """In which share of the cases the answer becomes the donor's, a stranger some places further down the list."""
     tokens, answers = _homes()
     model, hits = load(name, seed=seed), []
     for shift in shifts:
         donors, theirs = tokens.roll(-shift, 0), answers.roll(-shift)
-        task = _Task(model, donors, tokens, theirs, answers)
+        rows = answers != theirs
+        if how != "namesakes":
+            rows = rows & (tokens[:, 1:3] != donors[:, 1:3]).all(1)
+        if how == "all":
+            rows = rows | True
+        task = _Task(model, donors[rows], tokens[rows], theirs[rows], answers[rows])
+        task = task.turned() if how == "turned" else task
         says = _patched(task, f"blocks.{at}", (ALL, p))[:, -1].argmax(-1)
-        hit = says == (answers if how == "own" else theirs)
-        hits.append(hit if how == "all" else hit[answers != theirs])
+        hits.append(says == (task.wrong if how == "own" else task.right))
     return float(torch.cat(hits).double().mean())
 
 
@@ -512,8 +512,8 @@ def _moves(**slip: Any) -> list[float]:
 def moved(answer: Any, judge: Judge) -> None:
     got = list(_numbers(judge, answer, *RECALL).values())
     seen = f"{got[0]:.3f} for recall, {got[1]:.3f} for recall-plain"
-    judge.that(max(map(abs, got)) <= 1.0001 or max(got) > 100, "shares", seen=seen, likely="in percent: give shares")
-    own, truth = _moves(), _moves(shifts=(2, 3, 5))
+    judge.that(max(map(abs, got)) <= 1.0001, "shares go from 0 to 1", seen=seen, likely="in percent: give shares")
+    own, truth = _moves(), _moves(shifts=(3, 5))
 
     def is_(want: list[float], off: float = 2e-4) -> bool:
         differs = max(abs(a - b) for a, b in zip(own, want, strict=True)) > 3 * off
@@ -521,9 +521,9 @@ def moved(answer: Any, judge: Judge) -> None:
 
     slips: dict[str, Callable[[], list[float]]] = {
         "the two models are exchanged": lambda: own[::-1],
-        "all pairs were counted: leave out those with the same answer, where nothing can be told": lambda: _moves(
-            how="all"
-        ),
+        "some donors share a name with the recipient, or the answer: take strangers(...)": lambda: _moves(how="all"),
+        "some donors share a name with the recipient: take strangers(...)": lambda: _moves(how="namesakes"),
+        "recipients and donors are exchanged": lambda: _moves(how="turned"),
         "this is the share that keeps its own answer: say where it becomes the donor's": lambda: _moves(how="own"),
         "this is what is not moved: take the share in which the answer becomes the donor's": lambda: [
             1 - x for x in own
@@ -531,16 +531,17 @@ def moved(answer: Any, judge: Judge) -> None:
         "that is the first name: the subject's last word is q.subject[1]": lambda: _moves(p=FIRST),
         "these are the models of seed 0: load them with seed=1": lambda: _moves(seed=0),
         "these are the models of seed 2: load them with seed=1": lambda: _moves(seed=2),
+        "nothing is moved so: is it MLP 0, and the subject's last word (not END)?": lambda: _moves(p=-1),
         "that is MLP 1: take MLP 0": lambda: _moves(at="1.hook_mlp_out"),
         "that is the whole stream after block 0: MLP 0's output alone": lambda: _moves(at="0.hook_resid_post"),
         "that is the attention's output: take MLP 0's": lambda: _moves(at="0.hook_attn_out"),
-        "that is the end of the sentence: take the subject's last word": lambda: _moves(p=-1),
         "this is the course model, twice: load both by name": lambda: 2 * [_transplanted("tinyworld")],
         'this is the model "recall" twice: load both by name': lambda: [own[0], own[0]],
         'this is the model "recall-plain" twice: load both by name': lambda: [own[1], own[1]],
     }
     close = [abs(a - b) < 0.12 for a, b in zip(got, truth, strict=True)]
-    likely = next((text for text, value in slips.items() if is_(value())), "")
+    exact = all(abs(a - b) < 2e-4 for a, b in zip(got, own, strict=True))
+    likely = "" if exact else next((text for text, value in slips.items() if is_(value())), "")
     if not likely and not all(close):
         swapped = all(abs(a - b) < 0.12 for a, b in zip(got[::-1], truth, strict=True))
         likely = (
@@ -603,7 +604,7 @@ def _edits(layer: int = 0, which: int = 0) -> float:
         return x + here * changes[:, None] if name == f"{at}hook_mlp_out" else x
 
     with torch.enable_grad():
-        for _ in range(60):
+        for _ in range(30):
             loss = torch.nn.functional.cross_entropy(_run(model, tokens, add)[:, -1], goals, reduction="sum")
             penalty = (changes / outputs.norm(dim=1, keepdim=True)).square().sum()
             optimizer.zero_grad()
@@ -622,12 +623,12 @@ def _edits(layer: int = 0, which: int = 0) -> float:
 @exercise("Does tracing tell where to edit?")
 def both(answer: Any, judge: Judge) -> None:
     traced, done = _numbers(judge, answer, "traced", "edited").values()
-    truth, share = _effect_of(seed=77, samples=40), _edits()
+    truth, share = _effect_of(seed=77, samples=20), _edits()
     seen = f"traced {traced:.4f}, edited {done:.3f}"
     low, high = _traced()
     likely = _first(
         {
-            "traced and edited are exchanged": abs(done - truth) < 0.02 and traced > 0.8,
+            "traced and edited are exchanged": abs(done - truth) < 0.03 and traced > 0.8,
             "this is in percent: give shares": done > 1.5,
         }
     )
@@ -646,19 +647,19 @@ def both(answer: Any, judge: Judge) -> None:
             "this is the course model of seed 2: take that of seed 0": lambda: _effect_of(which=2),
         }
         likely = next((text for text, value in slips.items() if abs(traced - value()) < 3e-5), "")
-    ok = abs(traced - truth) < 0.013 and not likely
+    ok = abs(traced - truth) < 0.025 and not likely
     more = "this is too much: MLP 0 alone, at the subject's last word, traced.indirect[:, 0, asked.subject[1]].mean()"
-    claim, expected = "what restoring MLP 0 at the subject's last word brings back", f"{truth:.3f}, give or take 0.013"
+    claim, expected = "what restoring MLP 0 at the subject's last word brings back", f"{truth:.3f}, give or take 0.025"
     judge.that(ok, claim, seen=seen, expected=expected, likely=likely or more)
     likely = "each edit starts from the unedited model: made one upon another they spoil each other"
     if abs(done) < 1e-6:
         likely = "the edited model is the one to ask: rome returns a new one, and leaves the old one as it was"
     elif done == _edits(1) and done < share:
-        likely = "does each edit start from the unedited model, and is it at layer 0? One at layer 1 fails once"
+        likely = "does each edit start from the unedited model, and is it at layer 0? At layer 1 some fail"
     elif done > 1:
         likely = "a share goes from 0 to 1"
     claim = "the share of the eight edits that make their target the answer"
-    judge.that(share - 0.1 < done <= 1, claim, seen=done, expected=f"about {share:.3g}", likely=likely)
+    judge.that(share - 0.15 < done <= 1, claim, seen=done, expected=f"about {share:.3g}", likely=likely)
 
 
 # 10.8 ------------------------------------------------------------------------------------------
