@@ -121,6 +121,8 @@ def trace(
 
     `site` and `window` are those of `Patching.sweep`: "resid_pre", or "mlp_out" and "attn_out" in windows of layers.
     """
+    if model.attached:
+        raise ValueError("hooks are attached to the model, and would be ignored here")
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for row, answer in zip(q.tokens, q.answers.tolist(), strict=True):
@@ -145,9 +147,9 @@ def transplant(
 
     Raises ValueError for questions of different forms.
     """
-    if recipients.tokens.shape != donors.tokens.shape:
-        shapes = list(recipients.tokens.shape), list(donors.tokens.shape)
-        raise ValueError(f"recipients are {shapes[0]}, donors {shapes[1]}: ask both in one form, row for row")
+    forms = [f"{list(q.tokens.shape)} with the subject at {q.subject}" for q in (recipients, donors)]
+    if forms[0] != forms[1]:
+        raise ValueError(f"recipients are {forms[0]}, donors {forms[1]}: ask both in one form, row for row")
     names = list(names)
     _, cache = run_with_cache(model, donors.tokens, names)
 
@@ -167,7 +169,8 @@ def neuron_values(model: Transformer, layer: int) -> Float[Tensor, "neuron d_voc
     block: Any = model.blocks[layer]
     ln = weights(model.ln_final)
     values = weights(block.mlp)["W_out"]
-    values = (values - values.mean(dim=1, keepdim=True)) * ln["w"] if "w" in ln else values
+    if model.cfg.normalization_type is not None:
+        values = (values - values.mean(dim=1, keepdim=True)) * ln.get("w", 1)
     logits = values @ weights(model.unembed)["W_U"]
     return logits - logits.mean(dim=1, keepdim=True)
 
@@ -201,7 +204,8 @@ def wanted_change(
     their END. (ROME has one such term, for the prompt "... is a".)
     """
     name = hook_name("mlp_out", layer)
-    _, cache = run_with_cache(model, q.tokens, name, stop_at_layer=layer + 1)
+    with torch.no_grad():
+        _, cache = run_with_cache(model, q.tokens, name, stop_at_layer=layer + 1)
     size = cache[name][:, q.subject[1]].norm(dim=1).mean()
     before = [other.asked(model).log_softmax(dim=1) for other in keep]
     change = torch.zeros(model.cfg.d_model, requires_grad=True)
@@ -218,8 +222,7 @@ def wanted_change(
             loss = decay * (change / size).square().sum() - after(q)[:, target].mean()
             for other, log_p in zip(keep, before, strict=True):
                 loss = loss + (log_p.exp() * (log_p - after(other))).sum(dim=1).mean()
-            optimizer.zero_grad()
-            loss.backward()
+            (change.grad,) = torch.autograd.grad(loss, [change])
             optimizer.step()
     return change.detach()
 

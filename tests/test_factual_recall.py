@@ -17,6 +17,7 @@ from interp_edu.factual_recall import (
     rome,
     second_moment,
     share,
+    strangers,
     trace,
     transplant,
     wanted_change,
@@ -114,6 +115,21 @@ def test_questions_in_every_form(relation, aside):
 def test_questions_that_cannot_be_asked_together(facts, settings, words):
     with pytest.raises(ValueError, match=words):
         questions(TOKENIZER, facts, **settings)
+
+
+def test_strangers_live_elsewhere_and_share_no_name():
+    names = ["Clara Stone", "Hugo Reed", "Hugo Wolf", "Iris Berg", "Felix Berg", "Vera Lake"]
+    homes = ["Rome", "Oslo", "Cairo", "Cairo", "Paris", "Paris"]
+    facts = [Fact(tuple(name.split()), "home", home) for name, home in zip(names, homes, strict=True)]
+    q, donors = strangers(TOKENIZER, facts, 1, ", unlike Otto Marsh ,")
+    pairs = [(0, 1), (5, 0)]  # else: Hugo, Cairo, Berg, Paris
+    assert q.facts == tuple(facts[i] for i, _ in pairs)
+    assert donors.facts == tuple(facts[j] for _, j in pairs)
+    expected = [f"The home of {names[i]}, unlike Otto Marsh, is in" for i, _ in pairs]
+    assert torch.equal(q.tokens, TOKENIZER.encode(expected))
+    assert q.subject == donors.subject == (4, 5)
+    with pytest.raises(ValueError, match="one form, but 0"):
+        strangers(TOKENIZER, facts[1:3])
 
 
 def test_what_is_said_at_the_end():
@@ -529,7 +545,7 @@ def test_the_change_is_the_best_one(keeps):
         eye = 1e-4 * torch.eye(24, dtype=torch.double)
         return torch.tensor([(loss(change + e) - loss(change - e)) / 2e-4 for e in eye]).norm().item()
 
-    found = wanted_change(model, 0, q, target, keep=keep, steps=600, lr=0.03, decay=decay).double()
+    found = wanted_change(model, 0, q, target, keep=keep, steps=300, lr=0.05, decay=decay).double()
     assert loss(found) < loss(0 * found) - 1
     assert slope(found) < 0.02 * slope(0 * found)
 

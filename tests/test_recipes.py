@@ -326,13 +326,13 @@ def course(seed):
 
 
 def by_hand(tensors):
-    """The shares of homes that a model knows, with an aside, and that go with MLP 0's output at the last name."""
+    """The shares of homes that a model knows, with an aside, and that go with a stranger's MLP 0 at the last name."""
     model = Transformer(tinyworld.CONFIG)
     model.load_state_dict(tensors)
     model.requires_grad_(False)
     facts = [fact for fact in FACTS if fact.relation == "home" and fact.subject != ("Otto", "Marsh")]
+    random.Random(0).shuffle(facts)
     rows = TOKENIZER.encode([f"{' '.join(fact.subject)}, unlike Otto Marsh, lives in" for fact in facts])
-    answers = [TOKENIZER.id(fact.answer) for fact in facts]
     outputs = []
     with hooked(model, [("blocks.0.hook_mlp_out", lambda x, hook: outputs.append(x[:, 2]))]):
         right = model(rows)[:, -1].argmax(dim=1).tolist()
@@ -342,13 +342,14 @@ def by_hand(tensors):
 
     with hooked(model, [("blocks.0.hook_mlp_out", put)]):
         says = model(rows)[:, -1].argmax(dim=1).tolist()
-    donors = [*answers[1:], answers[0]]
-    pairs = [(said, new) for said, old, new in zip(says, answers, donors, strict=True) if old != new]
-    assert len(pairs) < len(facts)  # some neighbours live in one city
-    return (
-        sum(a == b for a, b in zip(right, answers, strict=True)) / len(facts),
-        sum(a == b for a, b in pairs) / len(pairs),
-    )
+    knows, goes = [], []
+    for i, fact in enumerate(facts):
+        donor = facts[(i + 1) % len(facts)]
+        if fact.answer != donor.answer and all(a != b for a, b in zip(fact.subject, donor.subject, strict=True)):
+            knows.append(TOKENIZER.vocab[right[i]] == fact.answer)
+            goes.append(TOKENIZER.vocab[says[i]] == donor.answer)
+    assert 60 < len(goes) < len(facts)
+    return sum(knows) / len(knows), sum(goes) / len(goes)
 
 
 def test_quality_of_recall_takes_the_worst_seed():

@@ -259,6 +259,7 @@ def _restored_mistakes(c: Tensor, k: Tensor, p: Tensor, right: Tensor, wrong: Te
         "divided by the clean value alone: the scale is clean minus corrupted": (value - low).mean() / high.mean(),
         f"nothing is subtracted from the patched value: {start}": value.mean() / length,
         "this is what came back in logits: divide it by clean minus corrupted": (value - low).mean(),
+        "divided by the absolute length: the scale may run downwards": (value - low).mean() / length.abs(),
         "this is the patched logit difference itself: put it on the scale": value.mean(),
         "the sign of the denominator: it is clean minus corrupted": -x,
         "it is cut off at 0 and 1: a patch may do harm, or overshoot": x.clamp(0, 1),
@@ -292,6 +293,8 @@ def restored(fn: Any, judge: Judge) -> None:
         high, low, value = (_difference(x.double(), right, wrong).mean() for x in (clean, corrupted, patched))
         given = (clean, corrupted, patched, right, wrong)
         cases.append((f"{batch} row{'s' * (batch > 1)}, {V} words", given, (value - low) / (high - low)))
+    c, k, p, right, wrong = cases[3][1]
+    cases.append(("the clean run prefers `wrong`: the scale runs downwards", (c, k, p, wrong, right), cases[3][2]))
     for case, (c, k, p, right, wrong), want in [*cases, hand]:
         got = judge.call(fn, c, k, p, right, wrong)
         batch = len(right)
@@ -367,6 +370,7 @@ def _tasks(seed: int) -> list[tuple[_Task, Tensor]]:
         _task(judge, 2, 9),
         _task(judge, 4, 7, n_heads=5, d_head=3, **linear),
     ]
+    tasks[2] = tasks[2]._replace(right=tasks[2].wrong, wrong=tasks[2].right)  # its scale runs downwards
     return [(task, _shares(task)) for task in tasks]
 
 
@@ -558,6 +562,12 @@ def _share(task: _Task, patched: Tensor, of: str) -> float:
     return (values[2] - values[0]) / (values[1] - values[0])
 
 
+def _rounded(got: Sequence[float], slip: Sequence[float]) -> bool:
+    """Whether these are the slip's numbers, all of them, or rounded to two, three or four digits."""
+    pairs = list(zip(got, slip, strict=True))
+    return any(all(abs(a - round(b, digits)) < 5e-5 for a, b in pairs) for digits in (2, 3, 4, 9))
+
+
 # 8.7 -------------------------------------------------------------------------------------------
 @functools.cache
 def _hidden(own: bool, head: int, seed: int = 1, of: str = "probability", turned: bool = False) -> list[float]:
@@ -580,8 +590,10 @@ def _hidden(own: bool, head: int, seed: int = 1, of: str = "probability", turned
 def _hidden_slips(head: int) -> dict[str, list[float]]:
     """What slips lead to with this head, on the exercise's own rows."""
     noising = "this is noising: `clean` comes first, and the patched run is on corrupted rows"
+    lost = _hidden(False, head, turned=True)
     return {
-        noising: _hidden(False, head, turned=True),
+        noising: lost,
+        f"{noising} (and what is left)": [1 - x for x in lost],
         "the metric is the logit difference: take `probability(right)`": _hidden(False, head, of="logits"),
         "this is the course model of seed 0: load it with seed=1": _hidden(False, head, seed=0),
     }
@@ -602,13 +614,13 @@ def hides(answer: Any, judge: Judge) -> None:
     share = f"L0H{head} restores {truth[head][0]:.2f} from other_cue"
     judge.that(head == best, claim, seen=share, expected=most, likely=likely)
     for text, slip in _hidden_slips(best).items():
-        near = abs(cue - slip[0]) < 5e-5 and abs(other - slip[1]) < 5e-5
+        near = _rounded((cue, other), slip) and not _rounded((cue, other), _hidden(False, best))
         judge.that(not near, "what the head restores", seen=seen, likely=text)
     for name, got, want, off in zip(("cue", "answer"), (cue, other), truth[best], (0.12, 0.05), strict=True):
         likely = "denoise: clean is `rows`, z at all positions, the metric probability(right)"
         if cue < 0.1 and other > 0.8:
             likely = "other_cue and other_answer are exchanged"
-        elif abs(1 - got - want) < off:
+        elif abs(1 - cue - truth[best][0]) < 0.12 and abs(1 - other - truth[best][1]) < 0.05:
             likely = "this is what is left missing, 1 minus the share"
         elif name == "cue" and abs(got - _hidden(True, best, seed=0)[0]) < 0.17:
             likely = "this looks like the course model of seed 0: load it with seed=1"
@@ -639,9 +651,8 @@ def _half_slips() -> dict[str, tuple[float, float]]:
     noising = "this is noising: `clean` comes first, and the patched run is that on `corrupted`"
     lost = _halves(False, turned=True)
     return {
-        "this is position 2, the last name: the first name stands at position 1": _halves(False, 2),
+        "this is position 2, the last name, or noising at position 1, which leaves the same": _halves(False, 2),
         noising: lost,
-        f"{noising} (and what is left)": (1 - lost[0], 1 - lost[1]),
         "this is the course model of seed 1: take that of seed 0": _halves(False, seed=1),
         "this is position 0, the beginning, which both share": (0.0, 0.0),
         "both names were restored: position 1 alone is asked for": (1.0, 1.0),
@@ -653,7 +664,7 @@ def half(answer: Any, judge: Judge) -> None:
     difference, chance = _numbers(judge, answer, "logit_difference", "probability").values()
     seen = f"{difference:.3f} of the logit difference, {chance:.3f} of the probability"
     for text, slip in _half_slips().items():
-        near = abs(difference - slip[0]) < 5e-4 and abs(chance - slip[1]) < 5e-4
+        near = _rounded((difference, chance), slip) and not _rounded((difference, chance), _halves(False))
         judge.that(not near, "what the first name restores", seen=seen, likely=text)
     off_scale = "this is not on the scale from 0 to 1: what `patched` returns is"
     judge.that(max(abs(difference), abs(chance)) < 1.5, "restored shares", seen=seen, likely=off_scale)
