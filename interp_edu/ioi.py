@@ -24,12 +24,8 @@ Head = tuple[int, int]  # layer, head
 PerHead = Float[Tensor, "layer head"]
 
 # A name as a text's first word would be another token in GPT-2; so these are tinyworld's openings that begin otherwise.
-TEMPLATES = [
-    f"{opening} {closing}".replace(" ,", ",")
-    for opening in tinyworld.OPENINGS
-    if not opening.startswith("{A}")
-    for closing in tinyworld.CLOSINGS
-]
+_OPENINGS = [opening.replace(" ,", ",") for opening in tinyworld.OPENINGS if not opening.startswith("{A}")]
+TEMPLATES = [f"{opening} {closing}" for opening in _OPENINGS for closing in tinyworld.CLOSINGS]
 
 
 # Prompts -----------------------------------------------------------------------------------------
@@ -233,22 +229,16 @@ class PathPatching:
         rows = torch.arange(len(self.tokens))
         where = (slice(None), slice(None)) if at is None else (rows, at)
 
-        def heads(z: Tensor, hook: Any) -> None:
-            z.copy_(self.clean[hook.name])
+        def hook(x: Tensor, point: Any) -> None:
+            if point.name.endswith("hook_z") or self.freeze_mlps:
+                x.copy_(self.clean[point.name])
             for layer, head in senders:
-                if head is not None and hook.name == hook_name("z", layer):
-                    z[(*where, head)] = self.corrupted[hook.name][(*where, head)]
+                if point.name == hook_name("mlp_out" if head is None else "z", layer):
+                    what = where if head is None else (*where, head)
+                    x[what] = self.corrupted[point.name][what]
 
-        def mlp(x: Tensor, hook: Any) -> None:
-            if self.freeze_mlps:
-                x.copy_(self.clean[hook.name])
-            for layer, head in senders:
-                if head is None and hook.name == hook_name("mlp_out", layer):
-                    x[where] = self.corrupted[hook.name][where]
-
-        layers = range(self.model.cfg.n_layers)
-        hooks: list[tuple[str, HookFunction]] = [(hook_name("z", layer), heads) for layer in layers]
-        return hooks if self.model.cfg.attn_only else hooks + [(hook_name("mlp_out", layer), mlp) for layer in layers]
+        sites = ["z"] if self.model.cfg.attn_only else ["z", "mlp_out"]
+        return [(hook_name(site, layer), hook) for layer in range(self.model.cfg.n_layers) for site in sites]
 
     def _check(self, nodes: set[Any]) -> None:
         cfg = self.model.cfg
@@ -298,6 +288,20 @@ def attention_by_role(model: Transformer, p: Prompts, pairs: Iterable[tuple[str,
     return [patterns[rows, :, :, p.roles[a], p.roles[b]].mean(dim=0) for a, b in pairs]
 
 
+def classified(model: Transformer, p: Prompts, circuit: Circuit, least: float = 0.3) -> Circuit:
+    """A circuit of heads with their roles: the one of LOOKS in which a head attends most, if by at least `least`.
+
+    A name mover whose message to the logits raises the metric when it is corrupted is a negative one.
+    """
+    tables, nodes = attention_by_role(model, p, LOOKS.values()), {}
+    for name in circuit.nodes:
+        layer, head = map(int, name[1:].split("H"))
+        score, role = max((table[layer, head].item(), role) for table, role in zip(tables, LOOKS, strict=True))
+        negative = role == "name mover" and circuit.edges.get((name, "logits", ""), 0) < 0
+        nodes[name] = f"{'negative ' * negative}{role} head" if score >= least else "other head"
+    return Circuit(nodes, circuit.edges)
+
+
 @torch.no_grad()
 def copy_scores(model: Transformer, p: Prompts, role: str = "IO", *, sign: int = 1, top: int = 5) -> PerHead:
     """How often the name at a position is among the `top` words that a head would raise (sign -1: lower) if it
@@ -339,9 +343,8 @@ class Knockout:
         self.means = {name: sum(cache[name] for cache in runs) / draws for name in names}
         self.network: Nodes = frozenset(f"L{i}H{h}" for i in self.layers for h in range(model.cfg.n_heads))
 
-    @torch.no_grad()
-    def __call__(self, kept: Iterable[str]) -> float:
-        """The metric with the nodes `kept`. Raises ValueError for a name that is not a node."""
+    def hooks(self, kept: Iterable[str]) -> list[tuple[list[str], HookFunction]]:
+        """What to attach for only `kept` to work. Raises ValueError for a name that is not a node."""
         works = torch.zeros(len(self.layers), *self.p.tokens.shape, self.model.cfg.n_heads, dtype=torch.bool)
         for node in kept:
             name, _, role = node.partition(" at ")
@@ -357,5 +360,18 @@ class Knockout:
             layer = int(hook.name.split(".")[1])
             return torch.where(works[layer][..., None], z, self.means[hook.name])
 
-        with hooked(self.model, [(list(self.means), replace)]):
+        return [(list(self.means), replace)]
+
+    @torch.no_grad()
+    def __call__(self, kept: Iterable[str]) -> float:
+        """The metric with the nodes `kept`."""
+        with hooked(self.model, self.hooks(kept)):
             return self.metric(self.model(self.p.tokens)).item()
+
+
+def backups(model: Transformer, p: Prompts, knocked_out: Iterable[str]) -> PerHead:
+    """By how much more each head tells the logits, directly, in favour of IO when some nodes are knocked out."""
+    knockout, corrupted = Knockout(model, p), p.abc()
+    before = PathPatching(model, p.tokens, corrupted, p.difference).sweep()
+    with hooked(model, knockout.hooks(knockout.network - set(knocked_out))):
+        return before - PathPatching(model, p.tokens, corrupted, p.difference).sweep()

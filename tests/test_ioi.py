@@ -23,6 +23,8 @@ from interp_edu.ioi import (
     PathPatching,
     Prompts,
     attention_by_role,
+    backups,
+    classified,
     copy_scores,
     discover,
     performance,
@@ -888,3 +890,39 @@ def test_another_metric_for_knocking_out():
     assert lift([]) == pytest.approx(-10 / len(TOKENIZER), abs=1e-4)  # other names are said instead
     constant = Knockout(WIRED.model, p, Metric(lambda x: x[..., 0] * 0 + 3))
     assert constant(["L2H2"]) == 3
+
+
+# Roles and backups -------------------------------------------------------------------------------
+
+
+def test_roles_are_those_that_were_wired():
+    wired = ioi_model()
+    p = prompts(wired.model.tokenizer, 12)
+    found = discover(PathPatching(wired.model, p.tokens, p.abc(), p.difference))
+    assert classified(wired.model, p, found).nodes == {name: role for name, (role, _) in wired.nodes.items()}
+    assert classified(wired.model, p, found).edges == found.edges
+    against = Circuit(found.nodes, {("L2H2", "logits", ""): -1.0})
+    assert classified(wired.model, p, against).nodes["L2H2"] == "negative name mover head"
+    elsewhere = classified(
+        wired.model, p, Circuit({"L0H1": "", "L0H2": ""})
+    )  # one looks back by one, the other is blank
+    assert elsewhere.nodes == {"L0H1": "previous-token head", "L0H2": "other head"}
+
+
+def test_backups_gain_when_others_are_gone():
+    """In the wired model nobody steps in; in any model, the gain is the difference of two direct effects."""
+    wired = ioi_model()
+    p = prompts(wired.model.tokenizer, 12)
+    gains = backups(wired.model, p, ["L2H2"])
+    assert gains[2, 2].item() == pytest.approx(-10, abs=1e-3)  # knocked out, it tells the logits nothing any more
+    gains[2, 2] = 0
+    assert gains.abs().max() < 1e-3
+    model = random_model(Config(**{**vars(SHAPE), "d_vocab": wired.model.cfg.d_vocab, "n_ctx": 64}))
+    out = backups(model, p, ["L0H1"])
+    assert out.shape == (model.cfg.n_layers, model.cfg.n_heads)
+    assert model.attached == {}
+    knockout = Knockout(model, p)
+    with hooked(model, knockout.hooks(knockout.network - {"L0H1"})):
+        after = PathPatching(model, p.tokens, p.abc(), p.difference).effect([(1, 0)])
+    before = PathPatching(model, p.tokens, p.abc(), p.difference).effect([(1, 0)])
+    assert out[1, 0].item() == pytest.approx(before - after, abs=1e-5)
