@@ -149,7 +149,8 @@ def test_absent_models_say_what_to_put_where(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"config\.json, model\.safetensors, tokenizer\.json.*hf download openai-comm"):
         pretrained.load("gpt2")
     with pytest.raises(
-        ModelError, match="known by name are 'tinyworld', 'phrases-2l', 'phrases-1l', 'distances-2l', 'recall', 'recall-plain', 'gpt2'"
+        ModelError,
+        match="known by name are 'tinyworld', 'phrases-2l', 'phrases-1l', 'distances-2l', 'recall', 'recall-plain', 'gpt2'",
     ):
         pretrained.load("gpt5")
     with pytest.raises(ModelError, match="seeds 0, 1, 2, not 7"):

@@ -678,8 +678,8 @@ STATEMENTS = {
         False,
         "in exercise 10.6 they look in different places, since their texts asked for facts in different places",
     ),
-    "h": (True, "by construction: key @ (new - W) is the change, up to the small ridge in C"),
-    "i": (True, "one neuron each would need as many neurons as facts"),
+    "h": (True, "by construction: key @ (new - W) is the change, whatever C is"),
+    "i": (False, "one neuron may hold several facts: in the wired model sixteen neurons hold three each"),
 }
 
 

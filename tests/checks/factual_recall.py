@@ -387,7 +387,7 @@ BOTH = Answers(
 
 # 10.8 statements
 
-TRUTH = {"a": True, "b": False, "c": True, "d": False, "e": False, "f": True, "g": False, "h": True, "i": True}
+TRUTH = {"a": True, "b": False, "c": True, "d": False, "e": False, "f": True, "g": False, "h": True, "i": False}
 
 
 STATEMENTS = Answers(
