@@ -213,6 +213,10 @@ def expand(notebook: Notebook, source: Path) -> Notebook:
             for left in ("{glue:", "{literalinclude}"):
                 if left in cell["source"]:
                     raise SourceError(f"{source.name}, {cell['id']}: a {left}… that is not written as it should be")
+        shown = cell["metadata"].get("mystnb", {})  # a figure may be told in numbers, too
+        for part, key in (("figure", "caption"), ("image", "alt")):
+            if key in shown.get(part, {}):
+                shown[part][key] = GLUE.sub(value, shown[part][key])
     return notebook
 
 

@@ -82,8 +82,8 @@ def circuit(
 ) -> Axes:
     """A circuit: each node's name (or label) at its place (x, y), edges as arrows, wide for large weights.
 
-    An edge is (sender, receiver, input) and blue, or orange and dashed if its weight is negative; the input is written
-    beside its middle. Several edges between the same two nodes are drawn as bows.
+    An edge is (sender, receiver, input) and blue, or orange and dashed if its weight is negative. Up to fifteen edges
+    have their input and weight written beside their middle. Several edges between the same two nodes are drawn as bows.
     """
     widest = max((abs(weight) for weight in edges.values()), default=0.0) or 1.0
     ax.set(xlim=(min(x for x, _ in places.values()) - 0.6, max(x for x, _ in places.values()) + 0.6))
@@ -94,6 +94,7 @@ def circuit(
         boxes[name] = ax.text(x, y, labels.get(name, name), ha="center", va="center", fontsize=8, bbox=box, zorder=3)
     ax.figure.canvas.draw()  # boxes get their sizes, at which arrows are to end
     pairs = [edge[:2] for edge in edges]
+    texts: list[tuple[float, float]] = []
     for i, ((sender, receiver, side), weight) in enumerate(edges.items()):
         (x0, y0), (x1, y1) = places[sender], places[receiver]
         bow = 0.6 * (pairs[:i].count((sender, receiver)) - (pairs.count((sender, receiver)) - 1) / 2)
@@ -108,8 +109,14 @@ def circuit(
             "patchB": boxes[receiver].get_bbox_patch(),
         }
         ax.annotate("", (x1, y1), (x0, y0), arrowprops=arrow, zorder=1)
+        if len(edges) > 15:
+            continue
         text = f"{side} {abs(weight):.1f}".strip()
-        x, y = (x0 + x1) / 2 + bow / 2 * (y1 - y0), (y0 + y1) / 2 - bow / 2 * (x1 - x0)
+        for part in (0.5, 0.32, 0.68):  # beside the middle, where no other edge has its text
+            x, y = x0 + part * (x1 - x0) + bow / 2 * (y1 - y0), y0 + part * (y1 - y0) - bow / 2 * (x1 - x0)
+            if all(np.hypot(x - a, y - b) > 0.2 for a, b in texts):
+                break
+        texts.append((x, y))
         blank = {"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none"}
         ax.text(x, y, text, ha="center", va="center", fontsize=7.5, color=color, bbox=blank, zorder=4)
     ax.axis("off")

@@ -7,9 +7,24 @@ from collections import Counter
 
 import matplotlib as mpl
 import pytest
+import torch
 
 from interp_edu import plot
-from interp_edu.circuits import Agreement, Circuit, agreement, completeness, faithfulness, minimality
+from interp_edu.circuits import (
+    Agreement,
+    Circuit,
+    agreement,
+    coarsen,
+    completeness,
+    describe,
+    elimination,
+    faithfulness,
+    from_network,
+    layout,
+    minimality,
+    prune,
+)
+from interp_edu.tiny_networks import Network
 
 mpl.use("Agg")
 
@@ -230,3 +245,108 @@ def test_the_picture_of_what_has_no_place():
 def test_the_picture_of_edges_without_weight():
     _, _, _, looks, _ = drawn({("L0H1", "L1H0", "k"): 0.0})
     assert len(looks) == 1
+
+
+# From a network to a circuit ---------------------------------------------------------------------------
+
+
+def two_paths() -> Network:
+    """x0 -> L1N0 -> y0 and x1 -> L1N1 -> y1; L1N2 reads x0 and leads nowhere, L1N3 leads to y0 and reads nothing."""
+    W_in = torch.tensor([[2.0, 0.0, 1.0, 0.0], [0.0, -1.0, 0.0, 0.0]])
+    W_out = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+    return Network([W_in, W_out], [torch.tensor([0.0, 2.0, 0.0, 5.0]), torch.zeros(2)])
+
+
+def test_from_network_by_hand():
+    x = torch.tensor([[0.0, 0.0], [2.0, 1.0], [0.0, 0.0], [2.0, 1.0]])  # standard deviations 1 and 1/2
+    circuit = from_network(two_paths(), x, threshold=0.1)
+    assert list(circuit.nodes) == ["x0", "x1", "L1N0", "L1N1", "y0", "y1"]
+    assert circuit.edges == pytest.approx(
+        {("x0", "L1N0", ""): 2.0, ("x1", "L1N1", ""): -0.5, ("L1N0", "y0", ""): 6.0, ("L1N1", "y1", ""): 0.5}
+    )
+    assert list(from_network(two_paths(), x, threshold=0.1, outputs=["y1"]).nodes) == ["x1", "L1N1", "y1"]
+    assert list(from_network(two_paths(), x, threshold=0.1, kept=["L1N0"]).nodes) == ["x0", "L1N0", "y0"]
+    assert from_network(two_paths(), x, threshold=1.0).edges.keys() == {("x0", "L1N0", ""), ("L1N0", "y0", "")}
+    assert from_network(two_paths(), torch.ones(3, 2), threshold=0.1).edges == {}  # nothing varies
+
+
+def test_from_network_refuses_unknown_names():
+    with pytest.raises(ValueError, match="no 'L7N0'"):
+        from_network(two_paths(), torch.ones(3, 2), threshold=0.1, kept=["L7N0"])
+    with pytest.raises(ValueError, match="no 'y9'"):
+        from_network(two_paths(), torch.ones(3, 2), threshold=0.1, outputs=["y9"])
+
+
+def test_coarsen_merges_neurons_heads_and_ends():
+    fine = Circuit(
+        {"x0": "", "x1": "", "L1N0": "edge", "L1N12": "curve", "mlp3": "", "L4H1": "edge", "L4H2": "edge", "y0": ""},
+        {
+            ("x0", "L1N0", ""): 1.0,
+            ("x1", "L1N0", ""): -2.0,
+            ("x1", "L1N12", ""): 0.5,
+            ("L1N0", "L1N12", ""): 9.0,  # within a layer: dropped
+            ("L1N12", "mlp3", ""): 1.0,
+            ("L4H1", "y0", "q"): 1.0,
+            ("L4H2", "y0", "k"): -1.0,
+        },
+    )
+    coarse = coarsen(fine)
+    assert coarse.nodes == {"x": "", "L1": "edge, curve", "mlp3": "", "L4": "edge", "y": ""}
+    assert coarse.edges == {("x", "L1", ""): 3.5, ("L1", "mlp3", ""): 1.0, ("L4", "y", "q"): 1.0, ("L4", "y", "k"): 1.0}
+    assert coarsen(coarse) == coarse
+
+
+def test_layout_has_a_layer_for_each_step_and_no_two_nodes_in_one_place():
+    rng = random.Random(0)
+    layers = [[f"{name}{i}" for i in range(10)] for name in ("x", "L1N", "L2N")]
+    edges = {(rng.choice(a), b, ""): 1.0 for a, b_s in itertools.pairwise(layers) for b in b_s for _ in range(3)}
+    circuit = Circuit({name: "" for layer in layers for name in layer}, edges)
+    places = layout(circuit)
+    assert set(places) == set(circuit.nodes)
+    assert len(set(places.values())) == 30
+    assert all(places[a][0] < places[b][0] for a, b, _ in edges)
+    closest = min(abs(p[1] - q[1]) for p, q in itertools.combinations(places.values(), 2) if p[0] == q[0])
+    assert closest >= 0.99  # room for a name
+
+
+def test_layout_uncrosses_what_can_be_uncrossed():
+    nodes = {name: "" for name in ("x0", "x1", "x2", "L1N0", "L1N1", "L1N2")}
+    places = layout(Circuit(nodes, {("x0", "L1N2", ""): 1.0, ("x1", "L1N1", ""): 1.0, ("x2", "L1N0", ""): 1.0}))
+    assert places["L1N2"][1] > places["L1N1"][1] > places["L1N0"][1]  # as x0, x1, x2 from above
+
+
+def test_layout_with_ends_and_without_edges():
+    with_ends = Circuit({"L0H1": ""}, {("embed", "L0H1", "v"): 1.0, ("L0H1", "logits", ""): 1.0})
+    places = layout(with_ends)
+    assert places["embed"][0] < places["L0H1"][0] < places["logits"][0]
+    assert layout(Circuit({"a": "", "b": ""})).keys() == {"a", "b"}
+    assert layout(Circuit({})) == {}
+
+
+def test_describe_tells_nodes_and_the_strongest_edges_first():
+    text = describe(Circuit({"a": "", "b": "", "c": ""}, {("a", "b", ""): 0.5, ("b", "c", "k"): -2.0}))
+    assert text == "A graph of 3 nodes (a, b, c) and 2 edges: b to c (k) -2.00, a to b +0.50."
+    many = Circuit({"a": "", **{f"b{i}": "" for i in range(20)}}, {("a", f"b{i}", ""): i + 1.0 for i in range(20)})
+    assert "and 8 weaker ones" in describe(many)
+    assert describe(Circuit({"a": ""})) == "A graph of 1 nodes (a) and 0 edges."
+
+
+# Pruning -------------------------------------------------------------------------------------------------
+
+
+def worth(kept):
+    """Three nodes of different worth, and d, which harms."""
+    return sum({"a": 10.0, "b": 1.0, "c": 0.1, "d": -1.0}[name] for name in kept)
+
+
+def test_elimination_removes_harm_first_and_tells_the_score_after():
+    order = elimination(worth, "abcd")
+    assert [name for name, _ in order] == ["d", "c", "b", "a"]
+    assert [value for _, value in order] == pytest.approx([11.1, 11.0, 10.0, 0.0])
+
+
+def test_prune_keeps_the_smallest_set_that_is_good_enough():
+    assert prune(worth, "abcd", keep=0.95) == {"a"}  # the whole has 10.1
+    assert prune(worth, "abcd", keep=1.05) == {"a", "b"}
+    assert prune(worth, "abcd", keep=2.0) == {"a", "b", "c", "d"}  # nothing is good enough: the whole
+    assert prune(lambda kept: 1.0, "abc") == frozenset()
