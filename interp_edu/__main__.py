@@ -16,8 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_argument("what", help="a chapter's number, or the path of a notebook")
     check.add_argument("--seconds", type=float, default=60.0, help="how long a cell may run (default 60)")
     commands.add_parser("progress", help="how far you are in each chapter")
-    train = commands.add_parser("train", help="remake a shipped weight file")
-    train.add_argument("name", help="its name in the manifest; `list` shows them")
+    train = commands.add_parser("train", help="remake a shipped weight file, or train an autoencoder of your own")
+    train.add_argument("name", help="its name in the manifest (`list` shows them), or `sae`: see `train sae --help`")
+    train.add_argument("options", nargs=argparse.REMAINDER, help="the options of `train sae`")
     measure = commands.add_parser(
         "measure", help="measure again what the book states about a model that it does not ship"
     )
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = {"check": _check, "progress": _progress, "train": _train, "measure": _train, "notebooks": _notebooks}
         return run[options.command](options)
-    except (FileNotFoundError, KeyError, ValueError) as error:
+    except (FileExistsError, FileNotFoundError, KeyError, ValueError) as error:
         print(error.args[0] if isinstance(error, KeyError) else error, file=sys.stderr)
         return 2
 
@@ -82,6 +83,16 @@ def _progress(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from interp_edu.recipes import RECIPES, remake
 
+    more = getattr(options, "options", [])
+    if options.name == "sae":
+        from interp_edu import sae_recipe
+
+        parser = argparse.ArgumentParser(prog="python -m interp_edu train sae", description=sae_recipe.__doc__)
+        sae_recipe.add_options(parser)
+        sae_recipe.train_own(parser.parse_args(more))
+        return 0
+    if more:
+        raise ValueError(f"only `train sae` has options, not {options.name}: {' '.join(more)}")
     mine = [name for name, recipe in RECIPES.items() if recipe.command == options.command]
     if options.name == "list":
         print("\n".join(mine))

@@ -168,7 +168,7 @@ def layout(circuit: Circuit) -> dict[str, tuple[float, float]]:
         near[b].append(a)
     for sweep in range(8):
         for layer in layers if sweep % 2 == 0 else layers[::-1]:
-            if depth[layer[0]] == 0 and sweep < 7 and layer[0].startswith("x"):
+            if depth[layer[0]] == 0 and layer[0].startswith("x"):
                 continue  # inputs keep their order, which readers know
             layer.sort(key=lambda name: sum(place[n] for n in near[name]) / len(near[name]) if near[name] else 0.0)
             place |= {name: i - (len(layer) - 1) / 2 for i, name in enumerate(layer)}
@@ -258,9 +258,14 @@ def elimination(score: Score, network: Iterable[str]) -> list[tuple[str, float]]
 
 
 def prune(score: Score, network: Iterable[str], keep: float = 0.95) -> Nodes:
-    """The smallest set on the greedy way whose score is at least the share `keep` of the whole network's."""
+    """The smallest set on the greedy way whose score is at least the share `keep` of the whole network's.
+
+    Raises ValueError if the whole scores zero or less: there is nothing to keep a share of.
+    """
     left = small = frozenset(network)
-    least = keep * score(left)
+    if (whole := score(left)) <= 0:
+        raise ValueError(f"the whole network scores {whole:.3g}: pruning keeps a share of a score above zero")
+    least = keep * whole
     for node, value in elimination(score, left):
         left -= {node}
         if value >= least:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from interp_edu import tinyworld
 from interp_edu.hooks import hook_name, hooked, run_with_cache
+from interp_edu.logit_lens import word_effects
 from interp_edu.metrics import probability
 from interp_edu.patching import Patching, noised
 from interp_edu.tinyworld import Fact
@@ -162,17 +163,9 @@ def transplant(
 
 @torch.no_grad()
 def neuron_values(model: Transformer, layer: int) -> Float[Tensor, "neuron d_vocab"]:
-    """What each neuron of a layer raises, per unit of activation: its row of W_out, through the unembedding.
-
-    The last LayerNorm's weights are applied and its scale left out; the mean over words is taken away.
-    """
+    """What each neuron of a layer raises, per unit of activation: the `word_effects` of its row of W_out."""
     block: Any = model.blocks[layer]
-    ln = weights(model.ln_final)
-    values = weights(block.mlp)["W_out"]
-    if model.cfg.normalization_type is not None:
-        values = (values - values.mean(dim=1, keepdim=True)) * ln.get("w", 1)
-    logits = values @ weights(model.unembed)["W_U"]
-    return logits - logits.mean(dim=1, keepdim=True)
+    return word_effects(model, weights(block.mlp)["W_out"])
 
 
 # Editing a fact ----------------------------------------------------------------------------------

@@ -226,6 +226,18 @@ def by_neuron(
     return post * torch.einsum("lmd,bd->lbm", W_out, how.direction)
 
 
+@torch.no_grad()
+def word_effects(model: Transformer, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
+    """By how much each direction in the stream raises each word's logit directly, per unit of length.
+
+    The last LayerNorm's weights are applied and its scale left out; the mean over words is taken away.
+    """
+    if model.cfg.normalization_type is not None:
+        directions = (directions - directions.mean(dim=1, keepdim=True)) * weights(model.ln_final).get("w", 1)
+    logits = directions @ weights(model.unembed)["W_U"]
+    return logits - logits.mean(dim=1, keepdim=True)
+
+
 def _at(x: Float[Tensor, "batch pos ..."], position: int | Int[Tensor, "batch"]) -> Float[Tensor, "batch ..."]:
     """Each row's entry at the position, or at the row's own position."""
     n = x.shape[1]

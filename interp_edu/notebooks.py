@@ -190,7 +190,7 @@ def execute(notebook: Notebook, source: Path) -> Notebook:
 
 
 def expand(notebook: Notebook, source: Path) -> Notebook:
-    """Puts glued values and included code into the text."""
+    """Puts glued values and included code into the text, and glued values into figures' captions and alt texts."""
     glued: dict[str, str] = {}
     for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
@@ -217,6 +217,10 @@ def expand(notebook: Notebook, source: Path) -> Notebook:
         for part, key in (("figure", "caption"), ("image", "alt")):
             if key in shown.get(part, {}):
                 shown[part][key] = GLUE.sub(value, shown[part][key])
+                if "{glue:" in shown[part][key]:
+                    raise SourceError(
+                        f"{source.name}, {cell['id']}: a {{glue:… in the {key} is not written as it should be"
+                    )
     return notebook
 
 

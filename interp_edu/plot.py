@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 DIVERGING = "RdBu_r"
@@ -83,8 +84,10 @@ def circuit(
     """A circuit: each node's name (or label) at its place (x, y), edges as arrows, wide for large weights.
 
     An edge is (sender, receiver, input) and blue, or orange and dashed if its weight is negative. Up to fifteen edges
-    have their input and weight written beside their middle. Several edges between the same two nodes are drawn as bows.
+    have their input and weight written on them: at the middle, or where no other edge passes. Several edges between
+    the same two nodes are drawn as bows.
     """
+    ax.axis("off")
     widest = max((abs(weight) for weight in edges.values()), default=0.0) or 1.0
     ax.set(xlim=(min(x for x, _ in places.values()) - 0.6, max(x for x, _ in places.values()) + 0.6))
     ax.set(ylim=(min(y for _, y in places.values()) - 0.4, max(y for _, y in places.values()) + 0.4))
@@ -93,6 +96,12 @@ def circuit(
         box = {"boxstyle": "round,pad=0.4", "fc": "white", "ec": "0.3", "lw": 0.9}
         boxes[name] = ax.text(x, y, labels.get(name, name), ha="center", va="center", fontsize=8, bbox=box, zorder=3)
     ax.figure.canvas.draw()  # boxes get their sizes, at which arrows are to end
+    to_data = ax.transData.inverted()  # ends in data coordinates: a later crop of the figure does not move them
+    ends = {}
+    for name, node in boxes.items():
+        if (patch := node.get_bbox_patch()) is not None:
+            (x, y), (x1, y1) = patch.get_window_extent().transformed(to_data).get_points()
+            ends[name] = Rectangle((x, y), x1 - x, y1 - y, transform=ax.transData)
     pairs = [edge[:2] for edge in edges]
     texts: list[tuple[float, float]] = []
     for i, ((sender, receiver, side), weight) in enumerate(edges.items()):
@@ -105,19 +114,27 @@ def circuit(
             "color": color,
             "lw": 0.7 + 3.3 * abs(weight) / widest,
             "ls": style,
-            "patchA": boxes[sender].get_bbox_patch(),
-            "patchB": boxes[receiver].get_bbox_patch(),
+            "patchA": ends[sender],
+            "patchB": ends[receiver],
         }
         ax.annotate("", (x1, y1), (x0, y0), arrowprops=arrow, zorder=1)
         if len(edges) > 15:
             continue
         text = f"{side} {abs(weight):.1f}".strip()
-        for part in (0.5, 0.32, 0.68):  # beside the middle, where no other edge has its text
+        others = [pair for pair in pairs if pair != (sender, receiver)]
+        for part in (0.5, 0.32, 0.68, 0.5):
             x, y = x0 + part * (x1 - x0) + bow / 2 * (y1 - y0), y0 + part * (y1 - y0) - bow / 2 * (x1 - x0)
-            if all(np.hypot(x - a, y - b) > 0.2 for a, b in texts):
+            near_text = any(np.hypot(x - a, y - b) < 0.2 for a, b in texts)
+            if not near_text and all(_distance((x, y), places[a], places[b]) > 0.08 for a, b in others):
                 break
         texts.append((x, y))
         blank = {"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none"}
         ax.text(x, y, text, ha="center", va="center", fontsize=7.5, color=color, bbox=blank, zorder=4)
-    ax.axis("off")
     return ax
+
+
+def _distance(point: tuple[float, float], start: tuple[float, float], end: tuple[float, float]) -> float:
+    """How far a point is from a line between two places."""
+    p, a, b = np.array(point), np.array(start), np.array(end)
+    along = np.clip((p - a) @ (b - a) / max((b - a) @ (b - a), 1e-12), 0, 1)
+    return float(np.hypot(*(p - a - along * (b - a))))

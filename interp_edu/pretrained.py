@@ -17,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp_edu import tinyworld, weights
+from interp_edu.sparse_autoencoders import SAE
 from interp_edu.transformer import Config, Transformer
 
 HUB = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
@@ -63,6 +64,43 @@ def load(name: str | Path, *, seed: int = 0, step: int | None = None) -> Transfo
             raise ModelError(f"there is no model and no folder called {str(name)!r}; known by name are {names}")
         folder = _in_hub_cache(str(name))
     return _from_folder(folder)
+
+
+SAES = {
+    "resid": "blocks.2.hook_resid_post",
+    "resid-192": "blocks.2.hook_resid_post",
+    "resid-3072": "blocks.2.hook_resid_post",
+    "resid-relu": "blocks.2.hook_resid_post",
+    "untrained": "blocks.2.hook_resid_post",
+    "mlp": "blocks.0.hook_mlp_out",
+    "mlp2": "blocks.2.hook_mlp_out",
+}
+"""Chapter 11's sparse autoencoders of the course models, and the hooks that they were trained at."""
+
+
+def load_sae(name: str, *, seed: int = 0) -> SAE:
+    """One of chapter 11's sparse autoencoders: of the course model's stream before its last block, or of an MLP.
+
+    "resid", "mlp" (MLP 0) and "mlp2" (MLP 2) are TopK of 768 latents, with seeds 0, 1 and 2 as the course models have
+    them; "untrained" is made like "resid", of models that never learned anything (`untrained`). Of seed 0 alone:
+    "resid-192" and "resid-3072", with another number of latents, and "resid-relu", with the L1 penalty of chapter 3.
+    `SAES[name]` is the hook.
+
+    Raises ModelError for a name or a seed that is not shipped.
+    """
+    tensors, prefix = weights.load("features"), f"{name}.{seed}."
+    state = {key.removeprefix(prefix): x for key, x in tensors.items() if key.startswith(prefix)}
+    if not state:
+        there = sorted({".".join(key.split(".")[:2]) for key in tensors})
+        raise ModelError(f"no SAE {name!r} of seed {seed} is shipped: there are (name.seed) {', '.join(there)}")
+    return SAE.from_state(state)
+
+
+def untrained(seed: int) -> Transformer:
+    """A model of the course model's shape with random weights: the control of chapter 11."""
+    model = Transformer(tinyworld.CONFIG, torch.Generator().manual_seed(1000 + seed))
+    model.tokenizer = tinyworld.TOKENIZER
+    return model.requires_grad_(False).eval()
 
 
 def save(model: Transformer, folder: Path) -> None:

@@ -28,6 +28,7 @@ from interp_edu import (
     toy_training,
     weights,
 )
+from interp_edu.sae_recipe import sae_models, sae_quality, toy_quality, toy_saes
 from interp_edu.tinyworld import BOS
 from interp_edu.training import Tensors, course_model, course_quality, progress, train_language_model
 from interp_edu.transformer import Transformer
@@ -267,6 +268,16 @@ RECIPES = {
         "Chapter 10: the course model's shape on facts alone, with and without a register, over three seeds each.",
         recall_models,
         recall_quality,
+    ),
+    "toy_saes": Recipe(
+        "Chapter 3: sparse autoencoders of three kinds in three worlds of 64 known features, and of features in pairs.",
+        toy_saes,
+        toy_quality,
+    ),
+    "features": Recipe(
+        "Chapter 11: sparse autoencoders of the course models and of untrained ones, in other sizes, with L1.",
+        sae_models,
+        sae_quality,
     ),
     "gpt2_attention": Recipe(
         "Chapters 5 and 6: composition of all heads of GPT-2 small, from its attention weights.",

@@ -72,21 +72,23 @@ def knocked_out(
     something that fits [batch, d]: zeros, or another input's activations. Names that are not hidden neurons (the
     inputs and outputs of a circuit) are passed over. Raises ValueError for a name that the network does not have.
     """
-    kept = set(kept)
-    for name in kept - set(network.hidden) - set(network.inputs) - set(network.outputs):
-        raise ValueError(f"the network has no {name!r}: its hidden neurons are {', '.join(network.hidden[:4])}, ...")
+    kept, hidden = set(kept), network.hidden
+    for name in kept.difference(hidden, network.inputs, network.outputs):
+        raise ValueError(f"the network has no {name!r}: its hidden neurons are {', '.join(hidden[:4])}, ...")
     if instead is None:
         instead = [h.mean(dim=0) for h in network.activations(x)[1:-1]]
-
-    def change(layer: int, h: Tensor) -> Tensor:
-        working = torch.tensor([f"L{layer}N{i}" in kept for i in range(h.shape[1])])
-        return torch.where(working, h, instead[layer - 1])
-
-    return network.activations(x, change)[-1]
+    sizes = [W.shape[1] for W in network.weights[:-1]]
+    working = torch.tensor([name in kept for name in hidden], dtype=torch.bool).split(sizes)
+    return network.activations(x, lambda layer, h: torch.where(working[layer - 1], h, instead[layer - 1]))[-1]
 
 
 def explained(y_hat: Float[Tensor, "batch d_out"], y: Float[Tensor, "batch d_out"]) -> float:
-    """The share of y's variance that y_hat explains: 1 is perfect, 0 no better than the mean, below 0 worse."""
+    """The share of y's variance that y_hat explains: 1 is perfect, 0 no better than the mean, below 0 worse.
+
+    Raises ValueError if the shapes differ: they would be broadcast, silently.
+    """
+    if y_hat.shape != y.shape:
+        raise ValueError(f"outputs {list(y_hat.shape)} and targets {list(y.shape)} must have one shape, [batch, d_out]")
     return 1 - ((y_hat - y).square().sum() / (y - y.mean(dim=0)).square().sum()).item()
 
 
@@ -99,9 +101,12 @@ def ablated_score(
 ) -> Callable[[frozenset[str]], float]:
     """How well the network does on this data when only some neurons work: a `Score` for chapter 1's three questions.
 
-    `outputs` are those that count, all by default; `instead` is what silenced neurons say (`knocked_out`).
+    `outputs` are those that count, all by default; `instead` is what silenced neurons say (`knocked_out`), by default
+    the means that they have in the network as it is now.
     """
     chosen = list(range(y.shape[1])) if outputs is None else list(outputs)
+    if instead is None:
+        instead = [h.mean(dim=0) for h in network.activations(x)[1:-1]]
     return lambda kept: explained(knocked_out(network, x, kept, instead)[:, chosen], y[:, chosen])
 
 
@@ -116,14 +121,19 @@ def train(
 ) -> Network:
     """Trains in place on the whole data, with Adam: mean squared error, plus l1 times the sum of |weights|.
 
-    The learning rate falls to zero in a straight line. Returns the network.
+    The learning rate falls to zero in a straight line. Returns the network. Raises ValueError if y has another shape
+    than the network's outputs.
     """
+    if y.shape != (len(x), len(network.outputs)):
+        raise ValueError(f"y is {list(y.shape)}, but must be [batch, d_out]: {[len(x), len(network.outputs)]}")
     parameters = [p.requires_grad_() for p in (*network.weights, *network.biases)]
     optimizer = torch.optim.Adam(parameters, lr=lr)
     with torch.enable_grad():
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
-            loss = (network(x) - y).square().mean() + l1 * torch.stack([W.abs().sum() for W in network.weights]).sum()
+            loss = (network(x) - y).square().mean()
+            if l1:
+                loss = loss + l1 * torch.stack([W.abs().sum() for W in network.weights]).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

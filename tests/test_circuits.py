@@ -236,6 +236,52 @@ def test_the_picture_has_every_node_and_edge():
     assert drawn({})[2] == {"L0H1": 1, "L1H0": 1, "logits": 1}  # nodes alone
 
 
+def test_weights_are_written_on_up_to_fifteen_edges():
+    for n in (15, 16):
+        places = {"a": (0.0, 0.0)} | {f"b{i}": (2.0, float(i)) for i in range(n)}
+        count = drawn({("a", f"b{i}", "k"): 1.0 for i in range(n)}, places)[2]
+        assert count["k 1.0"] == (15 if n == 15 else 0)
+
+
+def test_no_weight_is_written_where_two_edges_cross():
+    places = {"a": (0.0, 0.0), "b": (0.0, 1.0), "c": (2.2, 0.0), "d": (2.2, 1.0)}
+    at = drawn({("a", "d", ""): 1.0, ("b", "c", ""): 2.0}, places)[1]
+    for weight, start, end in (("1.0", (0, 0), (2.2, 1)), ("2.0", (0, 1), (2.2, 0))):
+        along = at[weight][0] / 2.2
+        assert at[weight][1] == pytest.approx(start[1] + along * (end[1] - start[1]))  # on its own edge
+        assert abs(along - 0.5) > 0.1
+
+
+@pytest.mark.parametrize("crop", [None, "tight"])
+def test_arrows_end_at_the_boxes_also_when_the_figure_is_cropped(crop, tmp_path, monkeypatch):
+    """In pixels of the last drawing: a tip is outside its box, and by less than the 2 + 2 points it keeps away."""
+    fig, ax = plot.subplots()
+    plot.circuit(ax, {"a": (0.0, 0.0), "b": (1.0, 0.0)}, {("a", "b", ""): 1.0})
+    ax.set_title("a title, for which the axes make room")
+    seen = []
+    patch = next(t for t in ax.texts if not t.get_text()).arrow_patch
+    draw = type(patch).draw
+
+    def watched(self, renderer):
+        draw(self, renderer)
+        line = self._get_path_in_displaycoord()[0][0]  # the shaft; its ends are clipped at the boxes
+        seen.append((line.vertices[0, 0], line.vertices[-1, 0]))
+
+    monkeypatch.setattr(type(patch), "draw", watched)
+    fig.savefig(tmp_path / "a.png", bbox_inches=crop)
+    boxes = {t.get_text(): t.get_bbox_patch().get_window_extent() for t in ax.texts if t.get_text() in ("a", "b")}
+    start, end = seen[-1]
+    point = fig.dpi / 72
+    plot.plt.close(fig)
+    if crop is None:
+        assert 0 <= start - boxes["a"].x1 < 6 * point
+        assert 0 <= boxes["b"].x0 - end < 10 * point
+    before = seen[0]
+    assert end - start == pytest.approx(
+        before[1] - before[0], abs=0.5
+    )  # cropping moves arrows, and does not change them
+
+
 def test_the_picture_of_what_has_no_place():
     for edge in (("L0H1", "L3H3", "k"), ("embed", "L1H0", "")):
         with pytest.raises((KeyError, ValueError), match=r"L3H3|embed"):
@@ -323,6 +369,13 @@ def test_layout_with_ends_and_without_edges():
     assert layout(Circuit({})) == {}
 
 
+def test_inputs_keep_their_order():
+    nodes = dict.fromkeys(["x0", "x1", "x2", "L1N0", "L1N1", "y0"], "")
+    edges = [("x0", "L1N1"), ("x1", "L1N0"), ("x2", "L1N1"), ("L1N0", "y0"), ("L1N1", "y0")]
+    places = layout(Circuit(nodes, {(*e, ""): 1.0 for e in edges}))
+    assert places["x0"][1] > places["x1"][1] > places["x2"][1]
+
+
 def test_describe_tells_nodes_and_the_strongest_edges_first():
     text = describe(Circuit({"a": "", "b": "", "c": ""}, {("a", "b", ""): 0.5, ("b", "c", "k"): -2.0}))
     assert text == "A graph of 3 nodes (a, b, c) and 2 edges: b to c (k) -2.00, a to b +0.50."
@@ -350,3 +403,5 @@ def test_prune_keeps_the_smallest_set_that_is_good_enough():
     assert prune(worth, "abcd", keep=1.05) == {"a", "b"}
     assert prune(worth, "abcd", keep=2.0) == {"a", "b", "c", "d"}  # nothing is good enough: the whole
     assert prune(lambda kept: 1.0, "abc") == frozenset()
+    with pytest.raises(ValueError, match=r"scores -0\.5: pruning keeps a share of a score above zero"):
+        prune(lambda kept: -0.5, "abc")

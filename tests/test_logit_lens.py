@@ -773,6 +773,33 @@ def test_sources_and_neurons_on_the_course_model():
     assert (ll.by_neuron(model, cache, how, at).sum(dim=-1) + biases - mlps).abs().max() < 1e-4
 
 
+# What a direction says
+
+
+@kinds
+def test_word_effects(change):
+    """By hand in float64; and what one unit more of a direction adds to the logits, with the last scale held at 1."""
+    model = make(change)
+    p = {name: value.double() for name, value in model.state_dict().items()}
+    t, directions = rows(model), torch.randn(5, model.cfg.d_model, generator=generator(7)) + 1
+    found = ll.word_effects(model, directions)
+    assert found.shape == (5, model.cfg.d_vocab)
+    with frozen(model, torch.ones(1)):
+        before = model(t)
+        for direction, effects in zip(directions, found, strict=True):
+            v = direction.double()
+            if has_norm(model):
+                v = (v - v.mean()) * p.get("ln_final.w", 1)
+            expected = torch.stack([v @ p["unembed.W_U"][:, word] for word in range(model.cfg.d_vocab)])
+            assert close(effects, expected - expected.mean())
+
+            last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+            with hooked(model, [(last, lambda x, hook, v=direction: x + v)]):
+                gain = model(t) - before
+            assert close((gain - gain.mean(dim=-1, keepdim=True)), effects.expand_as(gain), 1e-3)
+    assert not ll.word_effects(model.requires_grad_(), directions).requires_grad
+
+
 # Ground truth
 
 

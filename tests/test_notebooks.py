@@ -146,6 +146,23 @@ def test_stubs(generated):
     assert nb.problems() == []
 
 
+def test_figures_may_be_told_in_glued_numbers(generated):
+    source, path = generated / "solutions/ch09_toy.md", generated / "solutions/ch09_toy.ipynb"
+    told = "mystnb:\n  figure:\n    caption: Half is {glue:text}`half:.1f`.\n  image:\n    alt: A bar of {glue:text}`half`."
+    edit(source, "ipython3\nfrom interp_edu", f"ipython3\n---\n{told}\n---\nfrom interp_edu")
+    assert "is stale, its source has changed" in nb.problems()[0]
+    nb.generate()
+    first = next(c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code")
+    assert first["metadata"]["mystnb"] == {"figure": {"caption": "Half is 0.5."}, "image": {"alt": "A bar of 0.5."}}
+    assert nb.problems() == []
+    edit(path, "A bar of 0.5.", "A bar of 0.7.")
+    assert "ch09_toy.ipynb is stale" in nb.problems()[0]
+    edit(source, "`half:.1f`", "`third:.1f`")
+    assert "no cell glues 'third'" in nb.problems()[0]
+    edit(source, "`third:.1f`.", "`half:.1f.")
+    assert "in the caption is not written as it should be" in nb.problems()[0]
+
+
 def test_a_stub_outside_a_function_raises_nothing():
     source = f"answer = ...\n{nb.BEGIN}\nanswer = 42\n{nb.END}\nprint(answer)"
     assert nb.stub(source) == "answer = ...\n# YOUR CODE HERE\nprint(answer)"

@@ -1,5 +1,7 @@
 """Small networks: a forward pass by hand, knocking out against torch's own layers, and training."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -89,6 +91,22 @@ def test_explained_by_hand():
     assert explained(-y, y) < 0
 
 
+def test_shapes_that_would_be_broadcast_are_refused(network):
+    x = torch.zeros(5, 4)
+    with pytest.raises(ValueError, match=r"outputs \[5, 2\] and targets \[5\] must have one shape"):
+        inspect.unwrap(explained)(network(x), torch.zeros(5))  # as it runs outside of these tests, without shape checks
+    with pytest.raises(ValueError, match=r"y is \[5, 1\], but must be \[batch, d_out\]: \[5, 2\]"):
+        train(network, x, torch.zeros(5, 1))
+
+
+def test_a_score_keeps_the_means_of_the_network_it_was_made_for(network):
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    y = network(x)
+    score, first = ablated_score(network, x, y), frozenset(["L1N0", "L2N1"])
+    means = [h.mean(dim=0) for h in network.activations(x)[1:-1]]
+    assert score(first) == pytest.approx(explained(by_hand(network, x, first, means), y), abs=1e-5)
+
+
 def test_score_counts_the_outputs_that_are_chosen(network):
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     y = network(x)
@@ -104,7 +122,8 @@ def test_training_learns_and_the_penalty_thins_out():
     x = all_inputs(4)
     y = (x[:, :1] != x[:, 1:2]).float()
     plain, thin = (
-        train(Network.random([4, 12, 1], torch.Generator().manual_seed(1)), x, y, steps=800, l1=l1) for l1 in (0.0, 1e-3)
+        train(Network.random([4, 12, 1], torch.Generator().manual_seed(1)), x, y, steps=800, l1=l1)
+        for l1 in (0.0, 1e-3)
     )
     assert explained(plain(x), y) > 0.95
     assert explained(thin(x), y) > 0.9

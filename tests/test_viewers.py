@@ -1,16 +1,20 @@
 """The viewers: what they refuse, what they write, and what a reader sees and hears of a hand-made pattern or lens."""
 
+import dataclasses
 import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import jaxtyping
 import pytest
 import torch
 from playwright.sync_api import Page, expect
 
+from interp_edu.features import Dashboard, Example
 from interp_edu.viewers.attention import attention_viewer
+from interp_edu.viewers.dashboard import dashboard_viewer, save_page
 from interp_edu.viewers.lens import lens_viewer
 from tests import test_site
 
@@ -684,3 +688,325 @@ def test_the_selected_cell_is_in_sight_on_a_phone(show):
     page = show('<script>document.querySelector("main").style.width = "370px"</script>' + extremes(2, words))
     assert page.locator(".ie-box").evaluate("e => e.scrollLeft + e.clientWidth >= e.scrollWidth - 2")
     assert page.evaluate("scrollY") == 0
+
+
+# Dashboards of latents: what they refuse and what they write
+
+
+MARY = Dashboard(
+    latent=7,
+    rate=0.0125,
+    histogram=(4, 0, 1, 1000),
+    largest=8.0,
+    examples=(
+        Example(("a", "book", "to", "</b>"), (0.0, 2.0, 8.0, 0.0), at=2),
+        Example(("\n", "Mary", "<|endoftext|>"), (1.0, 0.0, 0.004), at=0),
+    ),
+    raises=(("Mary", 1.74), ("<i>", 0.5)),
+    lowers=(("John", -0.31), ("t-shirt", -0.2)),
+)
+SILENT = Dashboard(3, 0.0, (0, 0, 0, 0), 0.0, (), (("a", 0.1),), (("b", -0.1),))
+OTHER = dataclasses.replace(MARY, latent=12, examples=(Example(("to", "Lima"), (0.0, 4.0), at=1),))
+
+
+def board(dashboards=(MARY, SILENT, OTHER), label="Latents", alt="Dashboards of some latents", **more) -> str:
+    return dashboard_viewer(dashboards, label=label, alt=alt, **more)
+
+
+def like_mary(**changed) -> dict:
+    return {"dashboards": (SILENT, dataclasses.replace(MARY, **changed))}
+
+
+def saying(words: tuple[str, ...], activations: tuple[float, ...], at: int = 0) -> dict:
+    return like_mary(examples=(*MARY.examples, Example(words, activations, at)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dashboards": ()}, "no latent to show: give at least one"),
+        ({"titles": ["one"]}, "titles must be 3, one for each latent: got 1"),
+        ({"notes": ["one"] * 4}, "notes must be 3.*got 4"),
+        (saying(("a",), (1.0, 2.0)), "latent 7: one activation for each word: got 2 for 1 words"),
+        (saying((), ()), "at must be from 0 to -1 in a text of 0 words"),
+        (saying(("a", "b"), (1.0, 0.0), 2), "at must be from 0 to 1 in a text of 2 words: got 2"),
+        (saying(("a", "b"), (1.0, 0.0), -1), "at must be"),
+        (saying(("a",), (math.nan,)), "latent 7: all numbers must be finite"),
+        (saying(("a",), (math.inf,)), "finite"),
+        (like_mary(largest=math.inf), "finite"),
+        (like_mary(rate=math.nan), "finite"),
+        (like_mary(raises=(("x", math.nan),)), "finite"),
+        (like_mary(lowers=(("x", -math.inf),)), "finite"),
+        (like_mary(rate=1.25), "rate must be a share, from 0 to 1: got 1.25"),
+        (like_mary(histogram=(3, -1)), r"counts, none below 0: got \[3, -1\]"),
+        (like_mary(largest=7.5), "largest must be that of all texts, here at least 8: got 7.5"),
+        (saying(("a",), (-0.5,)), "activations must be 0 or more, as a latent's are: got -0.5"),
+    ],
+)
+def test_the_dashboard_refuses(untyped, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        board(**arguments)
+
+
+def test_what_the_dashboard_writes():
+    text = board(titles=["Mary < all", "silence", "other"], notes=["F1 > 0.8", "", ""])
+    assert text.count("Mary &lt; all") == 3  # at the choice, as the region's name, and above it
+    assert "<p>F1 &gt; 0.8</p>" in text
+    assert "On at 1.2 % of the tokens." in text
+    assert "Never on in these texts." in text
+    assert "Mary\u00a0+1.74, &lt;i&gt;\u00a0+0.50" in text
+    assert "John\u00a0\u22120.31, t-shirt\u00a0\u22120.20" in text
+    assert '<span class="ie-at" title="8.00" style="--on:1.00">to</span> <span>&lt;/b&gt;</span>' in text
+    assert '<span>a</span> <span title="2.00" style="--on:0.25">book</span>' in text
+    assert '<span class="ie-at" title="1.00" style="--on:0.12">\u21b5</span>' in text
+    assert '<span title="0.004" style="--on:0.00">&lt;|endoftext|&gt;</span>' in text, "0.00 would be off"
+    assert text.count("<svg ") == 2  # the silent one has no histogram
+    assert text.count("<rect ") == 2 * 3
+    assert text.count("<script") == text.count("</script>") == 1
+    assert "latent 12" in board()
+
+
+@pytest.mark.parametrize(
+    ("rate", "told"),
+    [(1.0, "100 %"), (0.999, "over 99 %"), (0.994, "99 %"), (0.0996, "10 %"), (0.0994, "9.9 %"), (0.0123, "1.2 %"),
+     (0.0004, "0.04 %"), (1e-6, "under 0.01 %")],
+)  # fmt: skip
+def test_how_often_a_latent_is_on(rate, told):
+    assert f"On at {told} of the tokens." in board([dataclasses.replace(MARY, rate=rate)])
+
+
+def test_tokens_that_bring_their_spaces_are_put_together_again():
+    examples = (Example((" un", "believ", "able", ".", " Then"), (0.0,) * 5, at=1),)
+    text = board([dataclasses.replace(MARY, examples=examples)])
+    assert '<span>un</span><span class="ie-at">believ</span><span>able</span><span>.</span> <span>Then</span>' in text
+
+
+def test_anything_with_these_attributes_will_do_and_a_latent_that_does_nothing():
+    lists = SimpleNamespace(
+        **{**vars(MARY), "examples": [SimpleNamespace(words=["a"], activations=[1.0], at=0)], "histogram": [1, 2]}
+    )
+    assert board([lists]) == board([SimpleNamespace(**vars(lists))]), "not the address in memory makes the id"
+    assert "<rect " not in board([dataclasses.replace(MARY, histogram=(0, 0))])
+    assert "<dt>" not in board([dataclasses.replace(SILENT, raises=(), lowers=())])
+
+
+def test_the_same_dashboards_give_the_same_html_and_others_another_id():
+    others = [
+        board(),
+        board((MARY,)),
+        board(label="x"),
+        board(alt="x"),
+        board(titles=["a", "b", "c"]),
+        board(notes=["a", "b", "c"]),
+        board(**like_mary(largest=9.0)),
+    ]
+    assert board() == board()
+    assert len({re.search(r'id="(ie-\w{8})"', html)[1] for html in others}) == len(others)
+
+
+def large(n: int) -> list[Dashboard]:
+    """As many as these, as large as chapter 11's: ten texts of thirteen words, four of which the latent is on."""
+    text = Example(tuple(f"word{i}" for i in range(13)), (0.0, 0.5, 8.0, 2.0) + (0.0,) * 8 + (1.0,), at=2)
+    told = tuple((f"word{i}", 1.0) for i in range(8))
+    return [dataclasses.replace(MARY, latent=i, examples=(text,) * 10, raises=told, lowers=told, histogram=(5,) * 20) for i in range(n)]  # fmt: skip
+
+
+def test_size_of_dashboards():
+    assert 20_000 < len(board(large(6)).encode()) < 55_000
+
+
+# What a reader sees and hears of dashboards
+
+
+@pytest.fixture
+def boards_page(show) -> Page:
+    return show(board())
+
+
+def told(page: Page) -> str:
+    return page.locator("section:visible .ie-said").inner_text()
+
+
+def test_one_latent_at_a_time_by_mouse_and_keyboard(boards_page):
+    regions = [boards_page.get_by_role("region", name=f"latent {i}", exact=True) for i in (7, 3, 12)]
+
+    def visible() -> list[bool]:
+        return [region.is_visible() for region in regions]
+
+    assert visible() == [True, False, False]
+    boards_page.get_by_role("radio", name="latent 3").click()
+    assert visible() == [False, True, False]
+    boards_page.keyboard.press("ArrowRight")
+    assert visible() == [False, False, True]
+    assert told(boards_page) == '"Lima": 4.00, 50 % of the latent’s largest, 8.00'
+    boards_page.keyboard.press("ArrowRight")
+    assert visible() == [True, False, False]
+    expect(boards_page.get_by_role("group", name="Dashboards of some latents")).to_be_visible()
+
+
+def test_the_histogram_in_words_and_bars(boards_page):
+    drawing = boards_page.get_by_role("img")
+    assert drawing.count() == 1, "of the chosen latent alone"
+    assert drawing.get_attribute("aria-label") == (
+        "Histogram of 1005 activations above 0, most common near 7.00. Counts in 4 equal bins up to 8.00: 4, 0, 1, 1000"
+    )
+    bars = drawing.locator("rect").evaluate_all("list => list.map(e => [e.x.baseVal.value, e.height.baseVal.value])")
+    assert bars == [pytest.approx(bar) for bar in ([0, 0.6], [50, 0.6], [75, 30])], "few are seen, none is not there"
+    assert boards_page.locator("figcaption:visible span").all_inner_texts() == [
+        "0",
+        "1,005 activations above 0",
+        "8.00",
+    ]
+
+
+def test_what_the_colours_of_a_text_show(boards_page):
+    words = boards_page.get_by_role("gridcell")
+    assert words.all_inner_texts() == ["a", "book", "to", "</b>", "↵", "Mary", "<|endoftext|>"]
+    style = "list => list.map(e => { const s = getComputedStyle(e); return [s.backgroundColor, s.boxShadow, s.fontWeight]; })"
+    colours, lines, weights = zip(*words.evaluate_all(style), strict=True)
+    alphas = [float(c.split(", ")[3].rstrip(")")) for c in colours]
+    assert alphas == pytest.approx([0, 0.15, 0.6, 0, 0.072, 0, 0], abs=0.003)
+    assert [line != "none" for line in lines] == [False, True, True, False, True, False, True], "underlined if on"
+    assert [weight == "700" for weight in weights] == [False, False, True, False, True, False, False]
+
+
+def test_every_word_of_a_text_is_heard_with_its_activation(boards_page):
+    assert boards_page.get_by_role("grid").count() == 1
+    assert [row.get_attribute("aria-label") for row in boards_page.get_by_role("rowheader").all()] == [
+        "8.00 at to",
+        "1.00 at ↵",
+    ]
+    names = boards_page.get_by_role("gridcell").evaluate_all("list => list.map(e => e.getAttribute('aria-label'))")
+    assert names == ["a, off", "book, 2.00", "to, 8.00", "</b>, off", "↵, 1.00", "Mary, off", "<|endoftext|>, 0.004"]
+
+
+def test_every_word_of_a_text_by_keyboard(boards_page):
+    press = boards_page.keyboard.press
+    assert told(boards_page) == '"to": 8.00, 100 % of the latent’s largest, 8.00'
+    press("Tab")
+    press("Tab")
+    assert focused(boards_page) == "to, 8.00"
+    steps = [
+        ("ArrowUp", '"to": 8.00'),
+        ("ArrowRight", '"</b>": the latent is off'),
+        ("ArrowRight", '"</b>": the latent is off'),
+        ("Home", '"a": the latent is off'),
+        ("ArrowLeft", '"a": the latent is off'),
+        ("ArrowDown", '"↵": 1.00, 12 % of'),
+        ("ArrowDown", '"↵": 1.00, 12 % of'),
+        ("End", '"<|endoftext|>": 0.004, under 1 % of'),
+        ("Control+Home", '"<|endoftext|>": 0.004'),
+        ("ArrowUp", '"to": 8.00'),
+        ("ArrowLeft", '"book": 2.00, 25 % of'),
+    ]
+    for key, text in steps:
+        press(key)
+        assert told(boards_page).startswith(text), key
+        chosen = "document.activeElement.matches('[role=gridcell][aria-selected=true][tabindex=\"0\"].ie-shown')"
+        assert boards_page.evaluate(chosen), key
+    assert boards_page.locator(":focus").evaluate("e => getComputedStyle(e).outline").endswith("solid 3px")
+    assert boards_page.locator("section:visible [tabindex='0']").count() == 1
+    press("Tab")
+    assert boards_page.evaluate("document.activeElement.closest('.ie-viewer')") is None, "one stop for all words"
+
+
+def test_the_mouse_looks_at_a_word_and_a_click_or_a_tap_chooses(boards_page):
+    def word(name: str):
+        return boards_page.get_by_role("gridcell", name=name)
+
+    word("book").hover()
+    assert told(boards_page).startswith('"book": 2.00')
+    boards_page.mouse.move(1, 1)
+    assert told(boards_page).startswith('"to": 8.00')
+    word("Mary").click()
+    boards_page.mouse.move(1, 1)
+    assert told(boards_page) == '"Mary": the latent is off'
+    word("book").hover()
+    boards_page.keyboard.press("ArrowLeft")
+    assert told(boards_page).startswith('"↵": 1.00'), "the keyboard wins over a mouse that lies still"
+    word("book").tap()
+    assert told(boards_page).startswith('"book": 2.00')
+
+
+def test_two_boards_on_a_page_do_not_disturb_each_other(show):
+    page = show(board() + board(label="Other"))
+    page.get_by_role("radio", name="latent 3").nth(1).click()
+    assert page.get_by_role("region", name="latent 7", exact=True).count() == 1
+    assert page.get_by_role("region", name="latent 3", exact=True).count() == 1
+
+
+def test_awkward_words_of_a_dashboard_are_shown_as_they_are(show):
+    words = ("<b>", "the", "\n", " ", "$id", '"&amp;\\\u2028x', "</script>", "<!--")
+    examples = (Example(words, (1.0,) * len(words), at=5),)
+    shown = dataclasses.replace(MARY, examples=examples, raises=((words[5], 1.0),))
+    page = show(board([shown], titles=['a < b & "c"'], notes=["$id </p>"], label='l < "m"', alt='so-called "latents"'))
+    seen = page.get_by_role("gridcell").evaluate_all("list => list.map(e => e.textContent)")
+    assert seen == ["<b>", "the", "↵", "␣", "$id", words[5], "</script>", "<!--"]
+    assert told(page).startswith('""&amp;\\')
+    assert page.get_by_role("region", name='a < b & "c"').count() == 1
+    assert page.get_by_role("radio", name='a < b & "c"').count() == 1
+    assert page.locator(".ie-title").inner_text() == 'l < "m"'
+    assert page.locator(".ie-viewer").get_attribute("aria-label") == 'so-called "latents"'
+    assert page.get_by_text("$id </p>").count() == 1
+
+
+@pytest.mark.parametrize("state", ["at rest", "hovered", "silent"])
+def test_the_dashboard_is_accessible(show, axe, state):
+    words = tuple(f"word{i}" for i in range(10))
+    deep = dataclasses.replace(MARY, examples=(Example(words, (8.0,) * 5 + (0.0,) * 5, at=0),))
+    page = show(board((deep, SILENT), notes=["A note", ""]))
+    page.keyboard.press("Tab")
+    if state == "hovered":
+        page.get_by_role("gridcell").nth(3).hover()
+    if state == "silent":
+        page.keyboard.press("ArrowRight")
+    page.evaluate(axe)
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 800})
+        violations = page.evaluate(test_site.AXE)
+        assert not violations, "\n".join(violations)
+    if state != "silent":
+        legible = "axe.run({runOnly: ['color-contrast']}).then(r => r.passes.flatMap(p => p.nodes.map(n => n.html)))"
+        judged = [html for html in page.evaluate(legible) if 'role="gridcell"' in html]
+        assert len(judged) == len(words), "axe has not judged every word"
+
+
+def test_dashboards_fit_a_phone(show):
+    long = "antidisestablishmentarianism" * 3
+    text = Example((long, "to", *(f"word{i}" for i in range(20))), (4.0,) * 22, at=0)
+    shown = dataclasses.replace(MARY, examples=(text,) * 3, raises=((long, 1.0),) * 3)
+    page = show(board([shown] * 12, titles=[f"latent {i}" for i in range(11)] + [long], notes=[long] * 12))
+    page.set_viewport_size(test_site.PHONE)
+    for radio in ("latent 0", long):
+        page.get_by_role("radio", name=radio, exact=True).click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= test_site.PHONE["width"]
+        assert page.evaluate(test_site.STICKING_OUT) == []
+    sizes = "list => list.filter(e => Math.min(e.offsetWidth, e.offsetHeight) < 22).length"
+    assert page.locator("label").evaluate_all(sizes) == 0, "too small for a finger"
+
+
+def test_without_scripts_all_latents_stand_below_each_other(browser):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.set_content(board())
+    assert [region.is_visible() for region in page.get_by_role("region").all()] == [True] * 3
+    assert page.get_by_title("2.00").first.inner_text() == "book"
+    context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_of_its_own(browser, axe, tmp_path, scheme):
+    save_page(tmp_path / "latents.html", board(notes=["≥ ½", "", ""]), "Latents < all")
+    context = browser.new_context(color_scheme=scheme, viewport=test_site.PHONE)
+    page = context.new_page()
+    page.goto((tmp_path / "latents.html").as_uri())
+    expect(page).to_have_title("Latents < all")
+    expect(page.get_by_role("region", name="latent 7")).to_be_visible()
+    expect(page.get_by_text("≥ ½")).to_be_visible()
+    ink = page.locator(".ie-title").evaluate("e => getComputedStyle(e).color")
+    assert ink == {"light": "rgb(0, 0, 0)", "dark": "rgb(255, 255, 255)"}[scheme]
+    assert page.evaluate("document.documentElement.scrollWidth") <= test_site.PHONE["width"]
+    page.evaluate(axe)
+    violations = page.evaluate(test_site.AXE)
+    context.close()
+    assert not violations, "\n".join(violations)

@@ -30,7 +30,7 @@ def test_a_missing_file_and_an_unknown_name(folder):
     (folder / "superposition_sweep.safetensors").unlink()
     with pytest.raises(weights.WeightsError, match="is missing: remake it"):
         weights.load("superposition_sweep", folder)
-    with pytest.raises(KeyError, match="there are: gpt2_attention, recall, small, superposition_sweep"):
+    with pytest.raises(KeyError, match="there are: features, gpt2_attention, recall, small, superposition_sweep"):
         weights.load("gpt5", folder)
     with pytest.raises(KeyError, match="there are: superposition_sweep"):
         recipes.remake("gpt5", folder)
