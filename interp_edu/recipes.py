@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import random
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -299,7 +300,8 @@ def remake(name: str, folder: Path = weights.FOLDER, source: str = "") -> None:
         raise KeyError(f"no recipe is called {name!r}; there are: {', '.join(RECIPES)}")
     start = time.process_time()
     recipe = RECIPES[name]
-    tensors = recipe.make(Path(source) if recipe.command == "measure" else folder / f"{name}.unfinished")
+    unfinished = folder / f"{name}.unfinished"
+    tensors = recipe.make(Path(source) if recipe.command == "measure" else unfinished)
     quality = recipe.measure(tensors)
     content = save({key: tensor.contiguous() for key, tensor in tensors.items()})
     (folder / f"{name}.safetensors").write_bytes(content)
@@ -313,6 +315,7 @@ def remake(name: str, folder: Path = weights.FOLDER, source: str = "") -> None:
         "quality": {key: round(value, 4) if isinstance(value, float) else value for key, value in quality.items()},
     }
     (folder / "MANIFEST.toml").write_text(_toml(entries), encoding="utf-8")
+    shutil.rmtree(unfinished, ignore_errors=True)
     print(f"wrote {name}.safetensors ({len(content) / 1e6:.1f} MB) and its entry in MANIFEST.toml")
 
 

@@ -191,6 +191,7 @@ def train(
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     # In memory as W_dec is, like the gradient; a copy, as a tied start would be one tensor for both.
+    sae.W_dec = sae.W_dec.contiguous()  # fused Adam pairs entries by their place in memory
     sae.W_enc = sae.W_enc.T.clone(memory_format=torch.contiguous_format).T
     g = Gradients.zeros(sae.d_in, sae.d_sae, sae.W_enc.dtype)
     given = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec, "threshold": sae.threshold}

@@ -455,3 +455,12 @@ def test_a_share_of_the_batch_is_not_the_batch(monkeypatch):
     monkeypatch.setattr(sae_training, "dist", SimpleNamespace(**vars(ranks), all_reduce=lambda flat: None))
     train(half, lambda step: world.activations(step, 100), steps=20, sparsity=0.1)
     assert not torch.allclose(alone.W_dec, half.W_dec, atol=1e-3)
+
+
+def test_how_the_decoder_lies_in_memory_does_not_matter():
+    world = World.random(12, 8, 0.1)
+    rows, columns = (SAE.random(8, 24, torch.Generator().manual_seed(0)) for _ in range(2))
+    columns.W_dec = columns.W_dec.T.contiguous().T
+    for sae in (rows, columns):
+        train(sae, world.activations, steps=20, sparsity=0.1)
+    assert torch.allclose(rows.W_dec, columns.W_dec, atol=1e-5)

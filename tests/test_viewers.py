@@ -768,8 +768,8 @@ def test_what_the_dashboard_writes():
 
 @pytest.mark.parametrize(
     ("rate", "told"),
-    [(1.0, "100 %"), (0.999, "over 99 %"), (0.994, "99 %"), (0.0996, "10 %"), (0.0994, "9.9 %"), (0.0123, "1.2 %"),
-     (0.0004, "0.04 %"), (1e-6, "under 0.01 %")],
+    [(1.0, "100 %"), (0.999, "more than 99 %"), (0.994, "99 %"), (0.0996, "10 %"), (0.0994, "9.9 %"), (0.0123, "1.2 %"),
+     (0.0004, "0.04 %"), (1e-6, "less than 0.01 %")],
 )  # fmt: skip
 def test_how_often_a_latent_is_on(rate, told):
     assert f"On at {told} of the tokens." in board([dataclasses.replace(MARY, rate=rate)])

@@ -188,7 +188,7 @@ def _percent(share: float) -> str:
     """From 10 % on without decimals, below with two digits, and neither end by rounding alone."""
     p = 100 * share
     if 99.5 <= p < 100:
-        return "over 99 %"
+        return "more than 99 %"
     if 0 < p < 0.01:
-        return "under 0.01 %"
+        return "less than 0.01 %"
     return f"{p:.0f} %" if p >= 9.95 else f"{p:.2g} %"
