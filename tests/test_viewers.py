@@ -980,6 +980,8 @@ def test_dashboards_fit_a_phone(show):
     for radio in ("latent 0", long):
         page.get_by_role("radio", name=radio, exact=True).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= test_site.PHONE["width"]
+        figure, lists = (page.locator(f"section:visible {tag}").bounding_box() for tag in ("figure", "dl"))
+        assert lists["y"] > figure["y"] + figure["height"], "the lists stand below the histogram"
         assert page.evaluate(test_site.STICKING_OUT) == []
     sizes = "list => list.filter(e => Math.min(e.offsetWidth, e.offsetHeight) < 22).length"
     assert page.locator("label").evaluate_all(sizes) == 0, "too small for a finger"

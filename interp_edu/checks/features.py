@@ -158,7 +158,7 @@ def f1_elsewhere(fn: Any, judge: Judge) -> None:
 
 @exercise("What a latent does")
 def with_latent(fn: Any, judge: Judge) -> None:
-    for batch, pos, d, m, value in ((2, 3, 4, 6, 0.0), (1, 5, 3, 7, 2.5), (3, 2, 5, 5, -1.0)):
+    for batch, pos, d, m, value in ((2, 3, 4, 6, 1.5), (1, 5, 3, 7, 0.0), (3, 2, 5, 5, -1.0)):
         x, W_dec = judge.randn(batch, pos, d), F.normalize(judge.randn(m, d), dim=1)
         f = judge.randn(batch, pos, m).relu() + 0.1
         where = judge.rand(batch, pos) < 0.5
