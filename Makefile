@@ -10,7 +10,8 @@ INDEX := book/_build/html/index.html
 GOAL := $(firstword $(MAKECMDGOALS))
 
 # Two workers, one thread each, so that they do not fight over two cores. The offline guard reaches
-# every child through PYTHONPATH; a notebook's cells must stay on one worker, hence loadfile.
+# every child through PYTHONPATH; a notebook's cells must stay on one worker, hence loadfile. The tests
+# say in tests/conftest.py what stays together.
 PYTEST := OMP_NUM_THREADS=1 PYTHONPATH="$(CURDIR)/tests/offline$${PYTHONPATH:+:$$PYTHONPATH}" \
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -28,7 +29,7 @@ book: $(VENV)/.book  ## build the online book and open it
 	fi
 
 test: $(VENV)/.full  ## run every test, then every notebook
-	$(PYTEST) tests
+	$(PYTEST) --dist loadgroup tests
 	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout 120 book/notebooks solutions
 
 notebooks: $(VENV)/.full  ## regenerate the notebooks from their .md sources (ONLY=ch02 for some)

@@ -48,6 +48,14 @@ def axe() -> str:
     return path.read_text("utf-8")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What a worker takes at a time: a file, and of the wrong-answer bank, the longest by far, a chapter."""
+    for item in items:
+        topic = getattr(item, "callspec", None) and item.callspec.params.get("topic")
+        item.add_marker(pytest.mark.xdist_group(topic if item.path.name == "test_bank.py" else item.path.name))
+
+
 def pytest_terminal_summary(terminalreporter):
     reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
     rows = sorted(value for r in reports for key, value in getattr(r, "user_properties", []) if key == "bank")

@@ -148,7 +148,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     assert "not a notebook any more" in capsys.readouterr().err
     assert main(["check", __file__]) == 2
     assert "ends in .ipynb" in capsys.readouterr().err
-    assert main(["check", "11"]) == 2
+    assert main(["check", "12"]) == 2
     assert "in preparation" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     assert main(["check", "2"]) == 2
@@ -183,7 +183,12 @@ def test_what_is_trained_and_what_is_measured(capsys):
 def test_progress_shows_every_chapter():
     done = subprocess.run([sys.executable, "-m", "interp_edu", "progress"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 12
-    assert "superposition" in done.stdout
-    assert done.stdout.count("11 not attempted") == 2
-    assert "in preparation" in done.stdout
+    lines = dict(enumerate(done.stdout.splitlines(), start=1))
+    assert len(lines) == 12
+    assert "in preparation" in lines.pop(12)
+    stems = sorted(path.stem for path in (ROOT / "exercises").glob("ch*.ipynb"))
+    assert [int(stem[2:4]) for stem in stems] == list(lines)
+    for line, stem in zip(lines.values(), stems, strict=True):
+        attempts = (ROOT / "solutions" / f"{stem}.md").read_text(encoding="utf-8").count("\ncheck.")
+        assert f"{stem[5:].replace('_', ' ')} " in line
+        assert line.endswith(f" 0 failed, {attempts} not attempted")
