@@ -50,10 +50,11 @@ def axe() -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What a worker takes at a time: a file, and of the wrong-answer bank, the longest by far, a chapter."""
+    """What a worker takes at a time: a file; of what takes longest, the banks and whole notebooks, a chapter."""
     for item in items:
-        topic = getattr(item, "callspec", None) and item.callspec.params.get("topic")
-        item.add_marker(pytest.mark.xdist_group(topic if item.path.name == "test_bank.py" else item.path.name))
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        chapter = params.get("topic") or params.get("stem")
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {chapter}"))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -120,16 +120,14 @@ def test_scratch_cells_do_not_matter(tmp_path):
     assert [line.outcome for line in check_notebook(path)][:1] == ["passed"]
 
 
-def test_stubs_are_not_attempted_and_solutions_pass():
+@pytest.mark.parametrize("stem", sorted(path.stem for path in (ROOT / "solutions").glob("*.ipynb")))
+def test_stubs_are_not_attempted_and_solutions_pass(stem):
     """The mirror: what is handed out fails nothing, and what is given as a solution passes."""
-    stems = sorted(path.stem for path in (ROOT / "solutions").glob("*.ipynb"))
-    assert stems
-    for stem in stems:
-        untouched = check_notebook(ROOT / "exercises" / f"{stem}.ipynb")
-        assert {line.outcome for line in untouched} == {"not attempted"}, table(untouched)
-        solved = check_notebook(ROOT / "solutions" / f"{stem}.ipynb")
-        assert {line.outcome for line in solved} == {"passed"}, table(solved)
-        assert len(solved) == len(untouched) >= 6
+    untouched = check_notebook(ROOT / "exercises" / f"{stem}.ipynb")
+    assert {line.outcome for line in untouched} == {"not attempted"}, table(untouched)
+    solved = check_notebook(ROOT / "solutions" / f"{stem}.ipynb")
+    assert {line.outcome for line in solved} == {"passed"}, table(solved)
+    assert len(solved) == len(untouched) >= 6
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):
