@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from interp_edu import tinyworld
+from interp_edu.circuits import Circuit
 from interp_edu.tinyworld import BOS, Tokenizer
 from interp_edu.transformer import Config, Transformer
 
@@ -44,6 +45,12 @@ class Wired:
     nodes: dict[str, tuple[str, str]]
     edges: tuple[Edge, ...]
     idle: dict[str, str]
+
+    @property
+    def circuit(self) -> Circuit:
+        """Nodes with their roles, and edges, each of weight 1; positions are left out."""
+        edges = {(e.sender, e.receiver, "" if e.receiver == "logits" else e.input): 1.0 for e in self.edges}
+        return Circuit({name: role for name, (role, _) in self.nodes.items()}, edges)
 
     def heads(self) -> list[tuple[int, int]]:
         """The circuit's heads as (layer, head)."""
@@ -143,7 +150,6 @@ def induction_model(n_ctx: int = 16, gain: float = 10.0) -> Wired:
     letters = torch.eye(V)
     letters[tokenizer.bos] = 0
     rest = SHARP * (1 - letters.sum(dim=0))  # on the first token
-
     Wiring(model, 0, 1).match(pos, pos, _back(n_ctx)).move(token, previous)
     Wiring(model, 1, 0).match(token, previous, 2 * SHARP * letters).prefer(token, rest).move(
         token, out, gain, skip=tokenizer.bos
@@ -253,11 +259,7 @@ def ioi_model(gain: float = 10.0) -> Wired:
             Edge("embed", "L2H2", "v", "IO"),
             Edge("L2H2", "logits", "logits", "END"),
         ),
-        idle={
-            "L0H1": "attends to the previous token",
-            "L1H2": "attends like the S-inhibition head",
-            "L2H0": "attends to all names",
-        },
+        idle={"L0H1": "looks one back", "L1H2": "attends like the S-inhibition head", "L2H0": "attends to all names"},
     )
 
 
@@ -288,9 +290,8 @@ def fact_model(n_ctx: int = 16, gain: float = 10.0) -> Wired:
     L1H0, L1H1 and L1H2 each wait for their relation, attend to the mark and move their answer to the output.
     """
     relations = list(FACT_WORDS)
-    tokenizer = Tokenizer(
-        [BOS, *FACT_FIRST, *FACT_LAST, *relations, *itertools.chain(*FACT_WORDS.values()), *FACT_FILLER]
-    )
+    answers = itertools.chain(*FACT_WORDS.values())
+    tokenizer = Tokenizer([BOS, *FACT_FIRST, *FACT_LAST, *relations, *answers, *FACT_FILLER])
     sizes = {"bos": 1, "first": 4, "last": 4, "relation": 3, "pos": n_ctx, "before": 4}
     stream = Stream(**sizes, home=4, job=4, instrument=4, known=1, out_home=4, out_job=4, out_instrument=4, junk=4)
     subjects = list(itertools.product(range(4), range(4)))
@@ -302,14 +303,13 @@ def fact_model(n_ctx: int = 16, gain: float = 10.0) -> Wired:
     pos, known = stream["pos"], stream["known"]
     Wiring(model, 0, 0).match(pos, pos, _back(n_ctx)).move(stream["first"], stream["before"])
     mlp: Any = model.blocks[0].mlp
-    facts = stored_facts()
     for neuron, (i, j) in enumerate(subjects):
         mlp.W_in.data[stream["before"].start + i, neuron] = 2
         mlp.W_in.data[stream["last"].start + j, neuron] = 2
         mlp.b_in.data[neuron] = -3  # one name alone is not enough: 2 - 3 < 0 < 2 + 2 - 3
         mlp.W_out.data[neuron, known] = 1
         for relation, words in FACT_WORDS.items():
-            answer = words.index(facts[FACT_FIRST[i], FACT_LAST[j], relation])
+            answer = words.index(stored_facts()[FACT_FIRST[i], FACT_LAST[j], relation])
             mlp.W_out.data[neuron, stream[relation].start + answer] = 1
     for head, relation in enumerate(relations):
         asked = torch.zeros(3, 1)

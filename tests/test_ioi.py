@@ -595,10 +595,8 @@ def test_a_gate_hears_its_heads_only_through_the_mlp():
 
 def true_circuit(wired):
     """The wiring between heads and to the logits."""
-    edges = {
-        (e.sender, e.receiver, "" if e.input == "logits" else e.input): 1.0 for e in wired.edges if e.sender != "embed"
-    }
-    return Circuit({name: role for name, (role, _) in wired.nodes.items()}, edges)
+    true = wired.circuit
+    return Circuit(true.nodes, {edge: weight for edge, weight in true.edges.items() if edge[0] != "embed"})
 
 
 @pytest.mark.parametrize("gain", [10.0, 4.0])
