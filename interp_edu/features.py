@@ -42,7 +42,6 @@ ROLES = {
     "indirect object": {"IO": "IO", "S1": "S1", "S1+1": "after S1", "S2": "S2", "END": "before IO"},
     "fact": {"subject": "subject", "END": "before answer"},
 }
-KINDS = ("indirect object", "third", "fact", "repeat", "filler")
 
 
 def labelled_rows(
@@ -330,14 +329,18 @@ def dashboards(
 
     Examples are the `top` highest activations, and `lower` ones at evenly spaced ranks below: the highest alone make a
     latent look more consistent than it is. (Bricken et al. 2023 show intervals for the same reason.)
+
+    Raises ValueError if the site is not as wide as the stream: then no direction there can be read as words.
     """
     _, cache = run_with_cache(model, tokens, site)
+    if cache[site].shape[-1] != model.cfg.d_model:
+        raise ValueError(f"{site} has {cache[site].shape[-1]} dimensions and the stream {model.cfg.d_model}: no words")
+    activations = torch.cat([sae.encode(part)[..., list(latents)] for part in cache[site].split(32)])
     pos = tokens.shape[1]
     words = [model.tokenizer.str_tokens(row) for row in tokens]
     effects = word_effects(model, sae.W_dec[list(latents)])
-    for latent, effect in zip(latents, effects, strict=True):
-        f = sae.encode(cache[site])[..., latent]
-        f[:, 0] = 0.0
+    activations[:, 0] = 0.0
+    for latent, f, effect in zip(latents, activations.unbind(-1), effects, strict=True):
         order = f.flatten().argsort(descending=True)[: int((f > 0).sum())].tolist()
         below = torch.linspace(top, len(order) - 1, lower).long().tolist() if len(order) > top else []
         chosen = list(dict.fromkeys(order[:top] + [order[i] for i in below]))

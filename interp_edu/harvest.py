@@ -77,8 +77,8 @@ def _shard(folder: Path, i: int) -> Path:
 
 
 def fingerprint(model: Transformer) -> str:
-    """Tells one set of weights from another."""
-    digest = hashlib.sha256()
+    """Tells one model from another, by its configuration and its weights."""
+    digest = hashlib.sha256(repr(model.cfg).encode())
     for name, x in sorted(model.state_dict().items()):
         digest.update(name.encode() + x.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -120,8 +120,6 @@ def harvest(
     if (folder / ABOUT).exists() and (found := json.loads((folder / ABOUT).read_text("utf-8"))) != about:
         differ = ", ".join(f"{key}: {found.get(key)!r}" for key in about if found.get(key) != about[key])
         raise ValueError(f"{folder} holds another harvest ({differ}): choose another folder, or delete it")
-    if rank == 0:
-        _write(folder / ABOUT, lambda path: path.write_text(json.dumps(about, indent=1), "utf-8"))
     for i in range(rank, shards, world):
         if not _shard(folder, i).exists():
             _, cache = run_with_cache(model, rows(i), site, stop_at_layer=_after(model, site))
@@ -132,6 +130,8 @@ def harvest(
                 raise ValueError(f"shard {i} has {len(x)} tokens, but the first has {length}: give all the same number")
             if not (x := x.half()).isfinite().all():
                 raise ValueError(f"{site} has values that float16 cannot hold: harvest elsewhere")
+            if rank == 0:  # the first shard is its own: a harvest that fails at once leaves nothing behind
+                _write(folder / ABOUT, lambda path: path.write_text(json.dumps(about, indent=1), "utf-8"))
             _write(_shard(folder, i), partial(np.save, arr=x.numpy()))
         if on_step is not None:
             on_step(i)

@@ -838,6 +838,14 @@ def test_words_that_a_latent_raises_and_lowers(speaking):
         assert board.raises[0][1] > 0 > board.lowers[0][1]
 
 
+def test_a_site_that_is_not_as_wide_as_the_stream(speaking):
+    d_mlp = speaking.cfg.d_mlp
+    sae = SAE.random(d_mlp, 7, torch.Generator().manual_seed(0))
+    boards = dashboards(speaking, "blocks.0.mlp.hook_post", sae, some_tokens(), [0])
+    with pytest.raises(ValueError, match=f"hook_post has {d_mlp} dimensions and the stream {speaking.cfg.d_model}"):
+        next(boards)
+
+
 def test_dashboards_are_the_same_every_time_and_change_nothing(speaking):
     tokens, sae = some_tokens(), sae_of_model(k=5)
     before = at_site(speaking, tokens)
