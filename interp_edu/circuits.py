@@ -177,7 +177,7 @@ def layout(circuit: Circuit) -> dict[str, tuple[float, float]]:
 
 def describe(circuit: Circuit, most: int = 12) -> str:
     """The circuit in words, for those who do not see its drawing: its size, and its strongest edges."""
-    strongest = sorted(circuit.edges.items(), key=lambda item: -abs(item[1]))
+    strongest = sorted(circuit.edges.items(), key=lambda item: -round(abs(item[1]), 2))  # so as they are told
     told = [f"{a} to {b}{f' ({side})' if side else ''} {weight:+.2f}" for (a, b, side), weight in strongest[:most]]
     rest = f", and {len(strongest) - most} weaker ones" if len(strongest) > most else ""
     edges = f": {', '.join(told)}{rest}" if told else ""
