@@ -70,6 +70,7 @@ SAES = {
     "resid": "blocks.2.hook_resid_post",
     "resid-192": "blocks.2.hook_resid_post",
     "resid-3072": "blocks.2.hook_resid_post",
+    "resid-again": "blocks.2.hook_resid_post",
     "resid-relu": "blocks.2.hook_resid_post",
     "untrained": "blocks.2.hook_resid_post",
     "mlp": "blocks.0.hook_mlp_out",
@@ -83,7 +84,8 @@ def load_sae(name: str, *, seed: int = 0) -> SAE:
 
     "resid", "mlp" (MLP 0) and "mlp2" (MLP 2) are TopK of 768 latents, with seeds 0, 1 and 2 as the course models have
     them; "untrained" is made like "resid", of models that never learned anything (`untrained`). Of seed 0 alone:
-    "resid-192" and "resid-3072", with another number of latents, and "resid-relu", with the L1 penalty of chapter 3.
+    "resid-192" and "resid-3072", with another number of latents, "resid-again", from another start, and "resid-relu",
+    with the L1 penalty of chapter 3.
     `SAES[name]` is the hook.
 
     Raises ModelError for a name or a seed that is not shipped.

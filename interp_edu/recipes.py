@@ -276,7 +276,7 @@ RECIPES = {
         toy_quality,
     ),
     "features": Recipe(
-        "Chapter 11: sparse autoencoders of the course models and of untrained ones, in other sizes, with L1.",
+        "Chapter 11: sparse autoencoders of the course models and untrained ones, with other sizes, another start, L1.",
         sae_models,
         sae_quality,
     ),

@@ -38,6 +38,7 @@ SAE_KINDS: dict[str, dict[str, Any]] = {  # name: latents and kind
     "untrained": {"d_sae": 768, "k": 8},
     "resid-192": {"d_sae": 192, "k": 8},
     "resid-3072": {"d_sae": 3072, "k": 8},
+    "resid-again": {"d_sae": 768, "k": 8, "seed": 3},
     "resid-relu": {"d_sae": 768, "sparsity": 3.0},
 }
 
@@ -48,7 +49,7 @@ def course_rows(seed: int, shard: int, n: int = SHARD_ROWS) -> Int[Tensor, "batc
 
 
 def sae_models(state: Path) -> Tensors:
-    """TopK SAEs of the course models at three sites and of untrained ones; of seed 0 other sizes, and one with L1."""
+    """TopK SAEs of course models at three sites and of untrained ones; of seed 0 other sizes, another start, and L1."""
     tensors: Tensors = {}
     for name, seed in itertools.product(SAE_KINDS, pretrained.COURSE_SEEDS):
         if seed and "-" in name:
@@ -59,9 +60,8 @@ def sae_models(state: Path) -> Tensors:
             rows, source = partial(course_rows, seed), f"tinyworld, harvest {seed}"
             store = harvest.harvest(model, site, rows, activations, shards=96, source=source)
             show = progress(f"{name}, seed {seed}", SAE_STEPS)
-            sae = harvest.train_sae(
-                store, steps=SAE_STEPS, resample_every=500, seed=seed, on_step=show, **SAE_KINDS[name]
-            )
+            settings = {"seed": seed, **SAE_KINDS[name]}
+            sae = harvest.train_sae(store, steps=SAE_STEPS, resample_every=500, on_step=show, **settings)
             torch.save(sae.state(), finished)
             shutil.rmtree(activations)
         found = torch.load(finished, weights_only=True)
